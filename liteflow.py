@@ -6750,7 +6750,7 @@ class _Worker:
         self._umask = os.umask(0o022)
         os.umask(self._umask)
         self._recursion = sys.getrecursionlimit()
-        self._threads = _count_threads()
+        self._threads = threading.active_count(), _count_threads()
         self._limited = [getattr(resource, f"RLIMIT_{name}") for name in _WATCHED_LIMITS]
         self._limits, self._children = _resources(self._limited)
         self._helpers = _child_pids()  # started by the pool's initializer, or the module
@@ -7128,7 +7128,8 @@ class _Worker:
         reactor: Any = sys.modules.get("twisted.internet.reactor")  # scrapy's, for one
         if getattr(reactor, "_startedBefore", False) and not reactor.running:
             return "the task ran Twisted's reactor, which runs once in a process"
-        if threading.active_count() > self._threads and _has_more_threads(self._threads):
+        own, busy = self._threads
+        if threading.active_count() > own and _has_more_threads(busy):
             return "the task left a thread"
         with contextlib.suppress(ChildProcessError):  # as it is with most tasks
             # Zombies are reaped: the task that could have waited for them has ended.
@@ -7212,25 +7213,30 @@ def _no_breakpoint(*args: object, **kwargs: object) -> None:
         raise RuntimeError(f"breakpoint() in {_NO_TERMINAL}")
 
 
-def _has_more_threads(own: int) -> bool:
-    """Whether there are more threads, once those that progress bars leave have ended: rich's is
+def _has_more_threads(busy: int) -> bool:
+    """Whether more threads are busy, once those that progress bars leave have ended: rich's is
     about to, and tqdm's, which watches all bars, is told to."""
     for each in threading.enumerate():
         if type(each).__module__ == "tqdm._monitor":
             each.was_killed.set()  # type: ignore[attr-defined]
-    for _ in range(50):
-        if _count_threads() <= own:
+        if type(each).__module__ in ("tqdm._monitor", "rich.live"):
+            each.join(timeout=0.1)
+    pools = getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ())
+    for _ in range(20 if pools else 1):
+        time.sleep(0.001)  # one of a pool gets to begin what it was handed, or to end it
+        if _count_threads() <= busy:
             return False
-        time.sleep(0.001)
     return True
 
 
 def _count_threads() -> int:
     """The threads of this process, but for those of a ThreadPoolExecutor that have nothing to do: a
-    library's pool stays for its next use (Dask's, say), and does no harm to the next task."""
+    library's pool stays for its next use (Dask's, say), and does no harm to the next task. Where
+    each task leaves a pool of its own, they count in the end."""
     frames = sys._current_frames().values()
     at = [(frame.f_globals.get("__name__"), frame.f_code.co_name) for frame in frames]
-    return threading.active_count() - at.count(("concurrent.futures.thread", "_worker"))
+    idle = at.count(("concurrent.futures.thread", "_worker"))
+    return threading.active_count() - min(idle, 256)
 
 
 def _child_pids() -> set[int]:

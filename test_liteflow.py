@@ -4754,17 +4754,30 @@ class WorkerTest(Case):
                     self.was_killed = threading.Event()
                     self.start()
                 def run(self): self.was_killed.wait(60)
+            class Refresh(TMonitor):  # as rich has it, which is about to end
+                __module__ = "rich.live"
+                def run(self): time.sleep(0.005)
             with DAG("bars") as dag:
                 @task
                 def bar(i):
                     left = threading.active_count()
-                    TMonitor() if i < 3 else threading.Timer(0.005, os.getpid).start()  # by rich
+                    TMonitor() if i < 3 else Refresh()
                     return left, os.getpid()
                 bar.expand(i=[1, 2, 3, 4])
             """,
             max_workers=1,
         )
         self.assertEqual(len({*run.xcom_pull("bar")}), 1, run.xcom_pull("bar"))
+
+    def test_another_thread_that_a_task_leaves_is_not_waited_for(self):
+        # Many a client leaves one, and each of its tasks would take twice as long.
+        before, done = threading.active_count(), threading.Event()
+        threading.Thread(target=done.wait, daemon=True).start()
+        self.addCleanup(done.set)
+        no_pool = mock.patch.dict(sys.modules, {"concurrent.futures.thread": None})
+        with no_pool, mock.patch("time.sleep") as slept:
+            self.assertTrue(liteflow._has_more_threads(before))
+        self.assertEqual(slept.call_count, 1)
 
     def test_idle_threads_of_a_pool_cost_no_worker_but_busy_ones_do(self):
         run = self.run_flow(
@@ -4775,7 +4788,10 @@ class WorkerTest(Case):
                 @task
                 def uses(i): return {*made.map(lambda x: (time.sleep(0.01), os.getpid())[1], range(3))}
                 @task
-                def leaves(used): made.submit(time.sleep, 60); return os.getpid()
+                def leaves(used):
+                    left = made.submit(time.sleep, 60)
+                    while not left.running(): time.sleep(0.001)
+                    return os.getpid()
                 @task
                 def after(left): return os.getpid()
                 after(leaves(uses.expand(i=[1, 2, 3])))
@@ -4786,6 +4802,12 @@ class WorkerTest(Case):
         [pid] = set().union(*run.xcom_pull("uses"))
         self.assertEqual(run.xcom_pull("leaves"), pid)
         self.assertNotEqual(run.xcom_pull("after"), pid)
+        # Else where each task leaves a pool the system would have no room for another thread.
+        code = types.SimpleNamespace(co_name="_worker")
+        idle = types.SimpleNamespace(f_globals=vars(concurrent.futures.thread), f_code=code)
+        many = mock.patch("threading.active_count", return_value=1001)
+        with many, mock.patch("sys._current_frames", return_value=dict.fromkeys(range(1000), idle)):
+            self.assertGreater(liteflow._count_threads(), 1)
 
     def test_a_task_that_disables_logging_does_so_for_itself(self):
         run = self.run_flow(
