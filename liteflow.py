@@ -6765,6 +6765,7 @@ class _Worker:
         self._path = list(sys.path)
         self._loop = getattr(_own_loop(), "_loop", None)
         self._figures = _figures()
+        self._method = multiprocessing.get_start_method(allow_none=True)
 
     # Jobs, one after another.
 
@@ -7112,6 +7113,7 @@ class _Worker:
         if "matplotlib.pyplot" in sys.modules:
             for number in _figures() - self._figures:
                 sys.modules["matplotlib.pyplot"].close(number)
+        multiprocessing.set_start_method(self._method, force=True)  # may be set but once
         sys.path[:] = self._path
         sys.setrecursionlimit(self._recursion)
         os.umask(self._umask)

@@ -12743,12 +12743,15 @@ class StartMethodsContract:
             with DAG("starts") as dag:
                 @task
                 def own(): return multiprocessing.get_start_method()
-                own()
+                @task
+                def sets(own, i): multiprocessing.set_start_method("spawn")  # but once in a process
+                sets.partial(own=own()).expand(i=[1, 2, 3])
             if __name__ == "__main__":
-                print(dag.run(db_path="flow.db", mp_context=sys.argv[1] or None).xcom_pull("own"))
+                asked = {"db_path": "flow.db", "mp_context": sys.argv[1] or None, "max_workers": 1}
+                print(dag.run(**asked).raise_if_failed().xcom_pull("own"))
                 print(multiprocessing.get_start_method())
                 multiprocessing.set_start_method("spawn", force=True)
-                print(dag.run(db_path="flow.db", mp_context=sys.argv[1] or None).xcom_pull("own"))
+                print(dag.run(**asked).xcom_pull("own"))
             """
         )
         done = self.python(path, self.method or "", timeout=LIMIT / 2)
