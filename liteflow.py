@@ -12593,8 +12593,9 @@ def _shows_here(handler: Any) -> bool:
     """Whether a logging handler writes where the command line does. One without a stream does, as
     Rich's, or one that hands on to Loguru; but none of `logging.handlers` (syslog, say), except for
     a queue whose listener is known."""
-    if (listener := getattr(handler, "listener", None)) is not None:  # as dictConfig makes them
-        return any(map(_shows_here, listener.handlers))
+    queued = getattr(getattr(handler, "listener", None), "handlers", None)
+    if queued is not None:  # as dictConfig makes them
+        return any(map(_shows_here, queued))
     far = "logging.handlers" in [kind.__module__ for kind in type(handler).__mro__]
     return not far and getattr(handler, "stream", sys.stderr) in (sys.stderr, sys.stdout)
 

@@ -21014,6 +21014,7 @@ class LeftAsFoundTest(ScriptCase):
             from liteflow import DAG, task
             class Rich(logging.Handler):
                 def emit(self, record): print(f"INFO:{record.name}", file=sys.stderr)
+                listener = print  # something of its own by this name
             class Syslog(logging.handlers.BufferingHandler):
                 def emit(self, record): print(f"INFO:{record.name}")
             queued = logging.handlers.QueueHandler(queue.Queue())
