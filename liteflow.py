@@ -5756,7 +5756,8 @@ def _name_as_main(owner: Any) -> None:
     own, in which nobody could import `__mp_main__`."""
     for value in [*vars(owner).values()]:
         value = value.__func__ if type(value) in (classmethod, staticmethod) else value
-        if issubclass(type(value), (type, types.FunctionType)):  # without a look into a proxy
+        kind = type(value)  # without a look into a proxy
+        if issubclass(kind, (type, types.FunctionType)) or kind.__name__ == "TypeVar":
             with contextlib.suppress(Exception):  # a metaclass is the user's code
                 if value.__module__ == "__mp_main__":
                     value.__module__ = "__main__"

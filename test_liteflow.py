@@ -12703,9 +12703,10 @@ class StartMethodsContract:
         # joblib and Spark send such functions whole; by another name nobody would find them.
         path = self.script(
             """
-            import sys
+            import sys, typing
             from liteflow import *
             def function(): pass
+            T = typing.TypeVar("T")  # goes with each Generic
             class Stubborn(type):
                 def __setattr__(self, *_): raise TypeError("not this one")
             class Fixed(metaclass=Stubborn): pass
@@ -12718,7 +12719,7 @@ class StartMethodsContract:
             with DAG("names") as dag:
                 @task
                 def names():
-                    seen = function, Outer, Outer.Inner, Outer.method, Outer.static
+                    seen = function, T, Outer, Outer.Inner, Outer.method, Outer.static
                     print({x.__module__ for x in seen})
                     return Outer.Inner(), Fixed()
                 names()
