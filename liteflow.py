@@ -7106,19 +7106,17 @@ class _Worker:
             self._restore_signals()
             raise
 
-    def _restore(self) -> str | None:
-        """Undo what a task changed in the process. Returns why it has to be replaced, or None."""
-        self._mend_streams()
-        self._restore_signals()
-        _renew_event_loop(self._loop)
+    def _mend_libraries(self) -> None:
+        """Put back what libraries keep for the process as a whole."""
+        own = _own_loop()
+        if own is not None and (own._loop is None or own._loop.is_closed()):
+            # asyncio.run() leaves none. As in a new process: the module's, or one to be made.
+            is_gone = self._loop is None or self._loop.is_closed()
+            own._loop, own._set_called = None if is_gone else self._loop, False
         if "matplotlib.pyplot" in sys.modules:
             for number in _figures() - self._figures:
                 sys.modules["matplotlib.pyplot"].close(number)
         multiprocessing.set_start_method(self._method, force=True)  # may be set but once
-        sys.path[:] = self._path
-        sys.setrecursionlimit(self._recursion)
-        os.umask(self._umask)
-        _signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         root, handlers, level, disabled = self._logging
         root.handlers[:] = handlers
         if (root.level, root.manager.disable) != (level, disabled):
@@ -7127,6 +7125,16 @@ class _Worker:
         if _log().disabled:  # as dictConfig and fileConfig do with all loggers that there are
             for name in root.manager.loggerDict.keys() - self._mute:
                 logging.getLogger(name).disabled = False
+
+    def _restore(self) -> str | None:
+        """Undo what a task changed in the process. Returns why it has to be replaced, or None."""
+        self._mend_streams()
+        self._restore_signals()
+        self._mend_libraries()
+        sys.path[:] = self._path
+        sys.setrecursionlimit(self._recursion)
+        os.umask(self._umask)
+        _signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         # What follows only a new process can mend.
         reactor: Any = sys.modules.get("twisted.internet.reactor")  # scrapy's, for one
         if getattr(reactor, "_startedBefore", False) and not reactor.running:
@@ -7186,14 +7194,6 @@ def _own_loop() -> Any:
     policy = getattr(sys.modules.get("asyncio.events"), "_event_loop_policy", None)
     local = getattr(policy, "_local", None)
     return local if hasattr(local, "_loop") else None  # another's policy may keep it elsewhere
-
-
-def _renew_event_loop(kept: Any) -> None:
-    """Where a task has left a closed loop, or none, as asyncio.run() does: the module's, or one that
-    is to be made, as in a new process."""
-    own = _own_loop()
-    if own is not None and (own._loop is None or own._loop.is_closed()):
-        own._loop, own._set_called = None if kept is None or kept.is_closed() else kept, False
 
 
 def _figures() -> set[int]:
