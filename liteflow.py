@@ -60,6 +60,7 @@ worker, runners, run, reading back, showing, command line.
 from __future__ import annotations
 
 import bisect
+import builtins
 import codecs
 import collections
 import contextlib
@@ -6745,6 +6746,7 @@ class _Worker:
         self._stdio: Any = [open(n, how, 1, **kept) for n, how in enumerate("rww")]  # noqa: SIM115
         sys.stdin, sys.stdout, sys.stderr = self._stdio
         sys.breakpointhook = _no_breakpoint
+        builtins.input = _input
 
     def _note_state(self) -> None:
         """Note what the process is like before any task, once the DAG's module is imported."""
@@ -7214,6 +7216,14 @@ def _remove_shared() -> None:
 def _no_breakpoint(*args: object, **kwargs: object) -> None:
     if os.environ.get("PYTHONBREAKPOINT") != "0":  # which turns them off
         raise RuntimeError(f"breakpoint() in {_NO_TERMINAL}")
+
+
+def _input(prompt: object = "", /) -> str:
+    """In place of the builtin, as a notebook's asks its browser, and would wait for good."""
+    print(prompt, end="", flush=True)
+    if line := sys.stdin.readline():  # a task may have put something there
+        return line.removesuffix("\n")
+    raise EOFError(f"input() in {_NO_TERMINAL}")
 
 
 def _has_more_threads(busy: int) -> bool:

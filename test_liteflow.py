@@ -5211,6 +5211,28 @@ class WorkerTest(Case):
         said = liteflow._last_line(self.run_flow(flow).get_task_instance("stops").error)
         self.assertIn("RuntimeError: pdb in a worker process", said)
 
+    def test_input_says_what_to_do(self):
+        self.script(
+            """
+            import builtins, io, sys
+            from liteflow import DAG, task
+            with DAG("asks") as dag:
+                @task
+                def asks(): return input("name? ")
+                @task
+                def reads():
+                    sys.stdin = io.StringIO("Ada\\n")
+                    return input()
+                asks(), reads()
+            if __name__ == "__main__":
+                builtins.input = bool  # as a notebook puts one there that asks its browser
+                run = dag.run()
+                print(run.xcom_pull("reads"), run.log("asks"), run.get_task_instance("asks").error)
+            """
+        )
+        done = self.python("my_flow.py")
+        self.assertRegex(done.stdout, "^Ada name[?] (?s:.*)EOFError: input.. in a worker process, ")
+
     def test_async_tasks(self):
         run = self.run_flow(
             """
