@@ -7489,6 +7489,14 @@ def _may_fork() -> bool:
     return is_alone and not any(map(_is_unsafe_to_share, files)) and _is_guarded()
 
 
+@functools.cache  # once for each; the filters' own memory is lost whenever any of them changes
+def _warn_of_fork(library: str) -> None:
+    """Its tasks wait for threads that a fork lacks, if it was used here; that can't be seen."""
+    what = f"once {library} was used here, a task that uses it hangs in its worker"
+    remedy = "import the DAG from a module, or run(executor=ThreadPoolExecutor())"
+    warnings.warn(f"{what}: {remedy}", RuntimeWarning, stacklevel=1)
+
+
 def _pidfd_of(pid: int) -> int:
     """A descriptor that is readable once the process has ended. Raises OSError if there is none."""
     if hasattr(os, "pidfd_open"):
@@ -8355,6 +8363,9 @@ class WorkerPool:
                         if self._server.serves(runner):
                             return self._server
         # What a notebook defines, no worker can import.
+        if interactive and self._asked is None:
+            for library in {"lightgbm", "polars", "torch", "xgboost"} & sys.modules.keys():
+                _warn_of_fork(library)
         return _start_context("fork" if interactive and self._asked is None else self._asked)
 
     def _weed(self, runner: _SlotRunner, context: Any) -> None:

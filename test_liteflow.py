@@ -6033,6 +6033,12 @@ class FindingTest(Case):
             process = self.start("-W", "error", "-c", text)
             out, err = process.communicate(timeout=LIMIT)
             self.assertEqual((out, process.returncode), ("42\n", 0), err)
+        # With a library that hangs in a fork once it was used, which is told of once.
+        (self.folder / "polars.py").touch()
+        text = f"{ran}import polars\n{source}{source.splitlines()[-1]}"
+        out, err = self.start("-c", text).communicate(timeout=LIMIT)
+        self.assertEqual(out, "42\n42\n", err)
+        self.assertEqual(err.count("once polars was used here, a task that uses it hangs"), 1, err)
         # As a doctest, or a prompt within a script, whose names are a copy of the script's.
         copied = f"import threading\n{ran.splitlines()[-1]}\nexec({source!r}, {{**globals()}})\n"
         self.script(f"if __name__ == '__main__':\n{textwrap.indent(copied, ' ')}")
