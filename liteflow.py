@@ -8798,6 +8798,8 @@ class _SlotRunner(_Runner):
             return self._join(slot)  # that was an earlier run
         if error is not None:
             return self._fail_start(slot, error)
+        if edited is not None and slot.served:  # by now a new one may import the same version
+            return self._let_go(slot)
         if edited is not None:
             self.notes[edited] = None
         self._found = self._found or found

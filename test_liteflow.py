@@ -24816,17 +24816,18 @@ class Promise2Test(Case):
         self.assertIn("was edited: this worker has another version", run.log("after"))
         self.assertTrue(any("was edited" in line for line in lines))
 
-    def test_a_warm_worker_that_has_an_older_version_says_so(self):
+    def test_a_warm_worker_that_has_an_older_version_is_replaced(self):
         module = self.module("with DAG('d') as dag:\n    @task\n    def f(): return 1\n    f()\n")
         path = Path(module.__file__)
         with WorkerPool(1, mp_context="forkserver") as warm:
-            self.assertEqual(module.dag.run(db_path=self.db, executor=warm).log("f"), "")
-            path.write_text(path.read_text().replace("return 1", "return 22"))
+            self.assertEqual(module.dag.run(db_path=self.db, executor=warm).xcom_pull("f"), 1)
+            more = "    @task\n    def g(): return 3\n    g()\n"
+            path.write_text(path.read_text().replace("return 1", "return 22") + more)
             spec = importlib.util.spec_from_file_location(module.__name__, path)  # as reload() does
             spec.loader.exec_module(again := importlib.util.module_from_spec(spec))
             run = again.dag.run(db_path=self.db, executor=warm)
-        self.assertEqual(run.xcom_pull("f"), 1)
-        self.assertIn("was edited: this worker has another version", run.log("f"))
+        self.assertEqual([run.xcom_pull(name) for name in "fg"], [22, 3])
+        self.assertEqual(run.log("f"), "")
 
 
 class Promise3Test(Case):
