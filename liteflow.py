@@ -2612,8 +2612,11 @@ class Dag:
         self.fileloc = _file_of(names)
         self._identity = self.fileloc and _file_identity(self.fileloc)
         is_loaded = names.get("__name__") == "__mp_main__"  # `liteflow run` loads it so, too
-        # Not so under a profiler, whose module `__main__` may be, nor of a doctest's copy of it.
-        self._is_of_main = is_loaded or names is vars(sys.modules["__main__"])
+        # Not so under a profiler, whose module `__main__` may be, nor of a doctest's copy of it,
+        # nor in a cell of marimo, whose script builds nothing as it is imported.
+        caller = getattr(frame and frame.f_back, "f_globals", {}).get("__name__") or ""
+        is_main = names is vars(sys.modules["__main__"]) and not caller.startswith("marimo.")
+        self._is_of_main = is_loaded or is_main
         self._born = _monotonic()
         place, spec = (self._module, self.dag_id), names.get("__spec__")
         count, _ = _built_counts.setdefault((*place, id(spec)), (itertools.count(), spec))

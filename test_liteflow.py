@@ -6039,10 +6039,16 @@ class FindingTest(Case):
         out, err = self.start("-c", text).communicate(timeout=LIMIT)
         self.assertEqual(out, "42\n42\n", err)
         self.assertEqual(err.count("once polars was used here, a task that uses it hangs"), 1, err)
-        # As a doctest, or a prompt within a script, whose names are a copy of the script's.
-        copied = f"import threading\n{ran.splitlines()[-1]}\nexec({source!r}, {{**globals()}})\n"
-        self.script(f"if __name__ == '__main__':\n{textwrap.indent(copied, ' ')}")
-        self.assertEqual(self.python("my_flow.py").stdout, "42\n")
+        # As a doctest, or a prompt within a script, whose names are a copy of the script's, and as
+        # a cell of marimo, whose names they are.
+        (self.folder / "marimo").mkdir()
+        (self.folder / "marimo/runner.py").write_text("run = lambda cell, names: exec(cell, names)")
+        for run, names in ("exec", "{**globals()}"), ("runner.run", "globals()"):
+            text = f"import threading\nfrom marimo import runner\n{ran.splitlines()[-1]}\n"
+            text += f"{run}({source!r}, {names})\n"
+            self.script(f"if __name__ == '__main__':\n{textwrap.indent(text, ' ')}")
+            done = self.python("my_flow.py")
+            self.assertEqual(done.stdout, "42\n", done.stderr)
         for argv, text in ((["-"], source), (["-m", "code"], source)):
             done = subprocess.run(
                 [sys.executable, *argv],
