@@ -8801,9 +8801,10 @@ class _SlotRunner(_Runner):
             return self._join(slot)  # that was an earlier run
         if error is not None:
             return self._fail_start(slot, error)
-        if edited is not None and slot.served:  # by now a new one may import the same version
-            return self._let_go(slot)
         if edited is not None:
+            is_here = self._info["identity"] == _file_identity(self._info["fileloc"])
+            if is_here and slot.served:  # it has an earlier one: a new worker imports this one
+                return self._let_go(slot)
             self.notes[edited] = None
         self._found = self._found or found
         slot.served, slot.state, slot.deadline = True, "serving", math.inf

@@ -24832,8 +24832,14 @@ class Promise2Test(Case):
             spec = importlib.util.spec_from_file_location(module.__name__, path)  # as reload() does
             spec.loader.exec_module(again := importlib.util.module_from_spec(spec))
             run = again.dag.run(db_path=self.db, executor=warm)
-        self.assertEqual([run.xcom_pull(name) for name in "fg"], [22, 3])
-        self.assertEqual(run.log("f"), "")
+            self.assertEqual([run.xcom_pull(name) for name in "fg"], [22, 3])
+            self.assertEqual(run.log("f"), "")
+            # Here the program has the earlier version: a new worker would have a later one still.
+            path.write_text(path.read_text().replace("return 22", "return 333"))
+            [old] = warm._idle
+            run = module.dag.run(db_path=self.db, executor=warm)
+            self.assertEqual(run.get_task_instance("f").pid, old.pid)
+            self.assertIn("was edited", run.log("f"))
 
 
 class Promise3Test(Case):
