@@ -7118,7 +7118,7 @@ class _Worker:
             # asyncio.run() leaves none. As in a new process: the module's, or one to be made.
             is_gone = self._loop is None or self._loop.is_closed()
             own._loop, own._set_called = None if is_gone else self._loop, False
-        if "matplotlib.pyplot" in sys.modules:
+        with contextlib.suppress(Exception):  # what a figure's own callback raises
             for number in _figures() - self._figures:
                 sys.modules["matplotlib.pyplot"].close(number)
         multiprocessing.set_start_method(self._method, force=True)  # may be set but once
@@ -7480,8 +7480,8 @@ def _may_fork() -> bool:
     """Whether a server may be forked from here: on Linux, with one thread (native ones count: they
     may hold locks), a main guard (its lack would go unnoticed), and nothing open that must not be
     shared: a pipe or socket whose end somebody waits for, a file (but to append to it), a lock on
-    one, a database.
-    Raises ImportError, OSError on no Linux, without /proc, or on an older kernel."""
+    one, a database. Raises ImportError, OSError on no Linux, without /proc, or on an older kernel.
+    """
     os.close(_pidfd_of(os.getpid()))
     files = [int(name) for name in os.listdir("/proc/self/fd")]
     for _ in range(10):
