@@ -7517,13 +7517,15 @@ def _is_unsafe_to_share(descriptor: int) -> bool:
         mode = os.fstat(descriptor).st_mode
         flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
         is_inherited = os.get_inheritable(descriptor)
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
     except OSError:  # os.listdir's own, which is closed by now
         return False
     # What was inherited stays open in this process itself for as long as its workers live.
     if is_inherited or stat.S_ISCHR(mode):
         return False
     appends = os.O_WRONLY | os.O_APPEND  # else all who share it would read on at one place
-    harmless = stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and flags & appends == appends)
+    is_shared = flags & appends == appends or ".so" in name  # libffi keeps its own file open
+    harmless = stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and is_shared)
     # A lock on it would be held for as long as a worker lives.
     return not harmless or b"\nlock:" in _bytes_of(f"/proc/self/fdinfo/{descriptor}")
 

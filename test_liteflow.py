@@ -20435,7 +20435,9 @@ class ForkedServerTest(ScriptCase):
             """
         text = self.main(
             """
-            held = open("log.txt", "a"), os.open(".", os.O_RDONLY)
+            held = open("log.txt", "a"), os.open(".", os.O_RDONLY), open("libffi.so.8", "x")
+            held += open("libffi.so.8"),  # as `ctypes` may leave its library's
+            held[2].close()
             assert run()["forked"]
             assert not run(mp_context="forkserver")["forked"]
             """
