@@ -6955,6 +6955,8 @@ class _Worker:
                 # Of several sleepers a job wakes one.
                 self._epoll.register(self.jobs, select.EPOLLIN | _EXCLUSIVE)
             self.free = self._lowest_free()
+            if self.room == sys.maxsize:  # its first run: `_close_dropped` is not to go over
+                getattr(gc, "freeze", bool)()  # all that was imported
             most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             self.room = min(self.room, (self.free + most) // 2)  # of its first run
         except OSError as error:  # its module has taken all descriptors that it may have
