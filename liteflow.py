@@ -6975,8 +6975,8 @@ class _Worker:
         if job is not None:
             self.run.restore()
         _call_due(self.run, last, job, name, reason, facts)
-        self._close_dropped()
         self._restore_signals()
+        self._close_dropped()
         self._flush()
         self._own_output()
         spoilt = self._restore()

@@ -4701,7 +4701,7 @@ class WorkerTest(Case):
     def test_what_a_task_has_opened_and_dropped_is_closed_before_its_next_try(self):
         run = self.run_flow(
             """
-            import sqlite3
+            import functools, signal, sqlite3
             def connect(name):
                 path = os.path.join(os.environ["CASE_DIR"], name)
                 return sqlite3.connect(path, timeout=0, isolation_level=None)
@@ -4716,7 +4716,15 @@ class WorkerTest(Case):
                 @task
                 def reads(pid): connect("writes").execute("BEGIN EXCLUSIVE")
                 reads(writes())
-                writes.override(task_id="called", on_retry_callback=print)()
+                class Slow:
+                    __del__ = staticmethod(functools.partial(sum, range(3 * 10**7)))  # in C, at a go
+                def calls(context):
+                    Slow.left = os.open(os.devnull, os.O_RDONLY)
+                    left = Slow()
+                    left.me = left
+                    signal.signal(signal.SIGALRM, lambda *_: 1 / 0)
+                    signal.setitimer(signal.ITIMER_REAL, 0.03)
+                writes.override(task_id="called", on_retry_callback=calls)()
             """,
             max_workers=1,
         )
