@@ -7122,7 +7122,8 @@ class _Worker:
             own._loop, own._set_called = None if is_gone else self._loop, False
         with contextlib.suppress(Exception):  # what a figure's own callback raises
             for number in _figures() - self._figures:
-                sys.modules["matplotlib.pyplot"].close(number)
+                with contextlib.suppress(Exception):  # of a window, or what is called as it closes
+                    sys.modules["matplotlib.pyplot"].close(number)
         multiprocessing.set_start_method(self._method, force=True)  # may be set but once
         root, handlers, level, disabled = self._logging
         root.handlers[:] = handlers

@@ -4682,7 +4682,8 @@ class WorkerTest(Case):
             """
             import types
             figures = {1: "the module's"}
-            pyplot = types.SimpleNamespace(get_fignums=lambda: list(figures), close=figures.pop)
+            def close(number): figures.pop(number)[99]  # raises, as for a window that is gone
+            pyplot = types.SimpleNamespace(get_fignums=lambda: list(figures), close=close)
             sys.modules["matplotlib.pyplot"] = pyplot
             with DAG("figures", max_active_tasks=1) as dag:
                 @task
