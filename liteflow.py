@@ -7120,10 +7120,9 @@ class _Worker:
             # asyncio.run() leaves none. As in a new process: the module's, or one to be made.
             is_gone = self._loop is None or self._loop.is_closed()
             own._loop, own._set_called = None if is_gone else self._loop, False
-        with contextlib.suppress(Exception):  # what a figure's own callback raises
-            for number in _figures() - self._figures:
-                with contextlib.suppress(Exception):  # of a window, or what is called as it closes
-                    sys.modules["matplotlib.pyplot"].close(number)
+        for number in _figures() - self._figures:
+            with contextlib.suppress(Exception):  # of a window, or what is called as it closes
+                sys.modules["matplotlib.pyplot"].close(number)
         multiprocessing.set_start_method(self._method, force=True)  # may be set but once
         root, handlers, level, disabled = self._logging
         root.handlers[:] = handlers
