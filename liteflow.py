@@ -6674,6 +6674,7 @@ def _with_values(outcome: _Outcome, values: Iterable[bytes]) -> _Outcome:
 # --- Worker: the process --------------------------------------------------------------------------
 
 _LOG_LIMIT = 1024 * 1024  # bytes at which a worker's log begins anew, between two jobs
+_BLINK = 2e-5  # seconds; what took less has used no library that keeps something, nor left a file
 _TAKING, _LOOK = 0, 1  # indexes of the bytes that a worker shares with the scheduler: see _Worker
 _BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.h)
 _NO_TERMINAL = "a worker process, which has no terminal: run it by --task TASK, or dag.test()"
@@ -6718,6 +6719,7 @@ class _Worker:
         self.log_file = -1
         self.log_start = 0  # of the job's output in the log
         self.log_before = b""  # the last bytes before that: others, if a job has cut the file
+        self.in_a_blink = False  # so quick was the last job
         self.free = sys.maxsize  # the lowest descriptor that was, before the job
         self.room = sys.maxsize  # beyond which it may not be
         self.last: _Execution | None = None  # what runs, or is held until there is word of it
@@ -6869,7 +6871,8 @@ class _Worker:
         outcome = _run_job(self.last, self)
         if not job.holds:
             self.last.forget_failure()
-            if outcome.took > 2e-5:  # else it has opened nothing
+            self.in_a_blink = outcome.took < _BLINK
+            if not self.in_a_blink:
                 self._close_dropped()
         self._flush()
         terminated = self.terminated  # then it is replaced, and runs no other
@@ -6966,7 +6969,7 @@ class _Worker:
         """There is word of the last outcome: run its callbacks, if any are due, and tidy up; or run
         those of another `job`, or the DAG's. See `_call_due`. `is_last`: this worker is replaced
         after that, as it was told to end; its task may have caught that with a handler."""
-        last, self.last = self.last, None
+        last, self.last, self.in_a_blink = self.last, None, False
         self._mend_streams()
         with contextlib.suppress(OSError):  # the task has closed the log
             self._renew_output(anew=False)
@@ -7124,6 +7127,17 @@ class _Worker:
             with contextlib.suppress(Exception):  # of a window, or what is called as it closes
                 sys.modules["matplotlib.pyplot"].close(number)
         multiprocessing.set_start_method(self._method, force=True)  # may be set but once
+
+    def _restore(self) -> str | None:
+        """Undo what a task changed in the process. Returns why it has to be replaced, or None."""
+        self._mend_streams()
+        self._restore_signals()
+        if not self.in_a_blink:
+            self._mend_libraries()
+        sys.path[:] = self._path
+        sys.setrecursionlimit(self._recursion)
+        os.umask(self._umask)
+        _signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         root, handlers, level, disabled = self._logging
         root.handlers[:] = handlers
         if (root.level, root.manager.disable) != (level, disabled):
@@ -7132,16 +7146,6 @@ class _Worker:
         if _log().disabled:  # as dictConfig and fileConfig do with all loggers that there are
             for name in root.manager.loggerDict.keys() - self._mute:
                 logging.getLogger(name).disabled = False
-
-    def _restore(self) -> str | None:
-        """Undo what a task changed in the process. Returns why it has to be replaced, or None."""
-        self._mend_streams()
-        self._restore_signals()
-        self._mend_libraries()
-        sys.path[:] = self._path
-        sys.setrecursionlimit(self._recursion)
-        os.umask(self._umask)
-        _signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         # What follows only a new process can mend.
         reactor: Any = sys.modules.get("twisted.internet.reactor")  # scrapy's, for one
         if getattr(reactor, "_startedBefore", False) and not reactor.running:
