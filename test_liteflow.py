@@ -4690,6 +4690,7 @@ class WorkerTest(Case):
                 def plots(i):
                     found = list(figures)
                     figures[i] = "a task's"
+                    time.sleep(1e-4)  # what plots takes longer than a blink
                     return found, os.getpid()
                 plots.expand(i=[2, 3, 4])
             """,
@@ -12784,13 +12785,15 @@ class StartMethodsContract:
         # By another way they would import the script again, and what is local reaches none.
         path = self.script(
             """
-            import multiprocessing, sys
+            import multiprocessing, sys, time
             from liteflow import *
             with DAG("starts") as dag:
                 @task
                 def own(): return multiprocessing.get_start_method()
                 @task
-                def sets(own, i): multiprocessing.set_start_method("spawn")  # but once in a process
+                def sets(own, i):
+                    multiprocessing.set_start_method("spawn")  # but once in a process
+                    time.sleep(1e-4)  # what it is set for takes longer than a blink
                 sets.partial(own=own()).expand(i=[1, 2, 3])
             if __name__ == "__main__":
                 asked = {"db_path": "flow.db", "mp_context": sys.argv[1] or None, "max_workers": 1}
