@@ -8373,11 +8373,11 @@ class WorkerPool:
                         self._server = _ForkedServer("fork" if interactive else None)
                         if self._server.serves(runner):
                             return self._server
-        # What a notebook defines, no worker can import.
-        if interactive and self._asked is None:
+        if interactive and self._asked is None:  # what a notebook defines, no worker can import
             for library in {"lightgbm", "polars", "torch", "xgboost"} & sys.modules.keys():
                 _warn_of_fork(library)
-        return _start_context("fork" if interactive and self._asked is None else self._asked)
+            return _start_context("fork")
+        return _start_context(self._asked)
 
     def _weed(self, runner: _SlotRunner, context: Any) -> None:
         """End idle workers that were killed while nobody looked, or that don't know the DAG: their
@@ -9680,13 +9680,21 @@ class _Start:
                 attempt = _Attempt(instance)
                 attempt.state, attempt.started, attempt.error = "failed", past.began, why
                 self._batch.attempts[attempt] = None
-                if instance.node.task.on_failure_callback is not None:
-                    how = {"last": [attempt.state, past.began, None]}
-                    due = _Callback(attempt, "on_failure_callback", why, how)
-                    self._batch.callbacks.append(due)
+                self._owe(attempt, ["on_failure_callback"])
                 self._news.append(f"task {instance.label!r} was {why}: failed")
         if row.start_date is not None:
             self._news += _news_of(found)
+
+    def _owe(self, attempt: _Attempt, names: Iterable[str]) -> bool:
+        """Have the task's callbacks of these names called, once the attempt's end is recorded.
+        Whether there are any."""
+        task = attempt.instance.node.task
+        wanted = [name for name in names if getattr(task, name, None) is not None]
+        if wanted:
+            why = _last_line(attempt.error) or None
+            how = {"last": [attempt.state, attempt.started, attempt.ended]}
+            self._batch.callbacks.append(_Callback(attempt, "+".join(wanted), why, how))
+        return bool(wanted)
 
     def _resumption(self, row: _Row) -> _Resumption:
         """What the resume decides, and the plan that it makes of it."""
@@ -10364,12 +10372,8 @@ class _Run(_Start):
             del self._attempts[instance]
         self._batch.instances[instance] = self._batch.attempts[attempt] = None
         names = (*due, _CALLBACK_OF.get(instance.state, "")) if due or instance.node.holds else ()
-        wanted = [name for name in names if getattr(instance.node.task, name, None) is not None]
-        if wanted:
-            why = _last_line(attempt.error) or None
-            how = {"last": [attempt.state, attempt.started, attempt.ended]}
-            self._batch.callbacks.append(_Callback(attempt, "+".join(wanted), why, how))
-        elif outcome.held:  # where none is told of it, its worker need not wait for the commit
+        owes = bool(names) and self._owe(attempt, names)
+        if outcome.held and not owes:  # as none is told of it, its worker need not wait for that
             self.runner.call_back(_Callback(attempt, None, None))
         self.report.changed(instance, attempt.error, took)
 
