@@ -7418,7 +7418,7 @@ class _ForkedServer:
         tasks = [task for dag in _built.values() for task in dag.tasks]
         functions = [x.python_callable for x in tasks if isinstance(x, _FunctionOperator)]
         self._functions = {id(function): function for function in functions}
-        self._lock: Any = threading.RLock()  # as it knows whose it is: see `ask`
+        self._lock: Any = threading.RLock()  # as it knows whose it is: see `_ask`
         self.is_gone = False
         requests, self._requests = (_Wire(end) for end in _socket_pair())
         alive, self._alive = os.pipe()
@@ -7446,10 +7446,18 @@ class _ForkedServer:
         known = known or all(id(x) in self._functions for x in called)
         return known and not self.is_gone and self.born >= runner.since
 
-    def ask(self, *ended: int, file: int | None = None) -> Any:
-        """Fork a worker that serves an end of a control pair, the `file`; its process id. Or the
-        exit code of one that has `ended`, asked for once: negative for a signal, None if it has not
-        ended (its id is no other process's until it is told). Raises OSError, EOFError."""
+    def fork(self, control: int) -> int:
+        """Fork a worker that serves this end of a control pair; its process id. Raises OSError,
+        EOFError."""
+        return int(self._ask((), control))
+
+    def exit_code(self, pid: int) -> int | None:
+        """A worker's, negative for a signal, or None while it runs. It is told once: until then no
+        other process can have this id. Raises OSError, EOFError."""
+        code: int | None = self._ask((pid,))
+        return code
+
+    def _ask(self, ended: tuple[int, ...], file: int | None = None) -> Any:
         if self._lock._is_owned():  # a destructor has cut in, and ends the pool
             raise OSError("the forked server is being asked already")
         with self._lock:
@@ -7570,8 +7578,8 @@ def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
             _is_readable(requests.fileno(), timeout=3600)
             if (message := requests.receive()) is None:
                 continue
-            if message[0]:
-                pid, status = os.waitpid(message[0][0], os.WNOHANG)
+            if ended := message[0]:  # see `_ask`
+                pid, status = os.waitpid(ended[0], os.WNOHANG)
                 requests.send((os.waitstatus_to_exitcode(status) if pid else None,))
                 continue
             control = requests.take_file()
@@ -7864,7 +7872,7 @@ class _Slot:
             _set_up_slots(by_executor=not forked)
             watcher: Any = self
             if forked:
-                self.pid = context.ask(file=theirs.fileno())
+                self.pid = context.fork(theirs.fileno())
                 self.pidfd = self.sentinel = _pidfd_of(self.pid)
                 self.server = context
             else:
@@ -8014,13 +8022,12 @@ class _Slot:
 
     def _exit_code(self) -> int | None:
         """A server tells it at once, unless it is gone, was stopped, or hears of no child's end."""
-        server, code = self.server, None
-        until = _monotonic() + 0.5
+        code, until = None, _monotonic() + 0.5
         with contextlib.suppress(OSError, EOFError):
-            while (code := server.ask(self.pid) if server else self.process.exitcode) is None:
-                if _monotonic() > until:
-                    break
-                time.sleep(0.001)
+            while code is None and _monotonic() < until:
+                code = self.server.exit_code(self.pid) if self.server else self.process.exitcode
+                if code is None:
+                    time.sleep(0.001)
         return code
 
     def dismiss(self) -> None:

@@ -20505,7 +20505,7 @@ class ForkedServerTest(ScriptCase):
             server = liteflow._ForkedServer(None)
             def fork():
                 ours, theirs = liteflow._socket_pair()
-                return server.ask(file=theirs.fileno()), ours, theirs.close()
+                return server.fork(theirs.fileno()), ours, theirs.close()
             made = [fork() for _ in range(3)]
             (first, *_), (second, *_), (third, ours, _) = made
             os.kill(first, signal.SIGKILL)
@@ -20513,10 +20513,10 @@ class ForkedServerTest(ScriptCase):
             for pid in (first, third):
                 while liteflow._process_state(pid) != "Z": time.sleep(0.01)
             more = fork()
-            print(server.ask(third), server.ask(second), server.ask(first))
+            print(server.exit_code(third), server.exit_code(second), server.exit_code(first))
             print([liteflow._process_state(pid) for pid in (first, third)])
             os.kill(second, signal.SIGKILL)
-            while (code := server.ask(second)) is None: time.sleep(0.01)
+            while (code := server.exit_code(second)) is None: time.sleep(0.01)
             print(code)
             server.close()
             """
@@ -20528,7 +20528,7 @@ class ForkedServerTest(ScriptCase):
             """
             server = liteflow._ForkedServer(None)
             def ask(what):
-                try: print(server.ask(9))
+                try: print(server.exit_code(9))
                 except OSError as error: print(what, error, server.is_gone)
             with server._lock: ask("busy:")
             server._requests.receive = lambda: None
@@ -20543,12 +20543,12 @@ class ForkedServerTest(ScriptCase):
     def test_a_worker_that_its_server_forked_too_late_takes_no_part(self):
         self.main(
             """
-            ask = liteflow._ForkedServer.ask
-            def forks_too_late(server, *ended, **control):
-                ask(server, *ended, **control)
+            fork = liteflow._ForkedServer.fork
+            def forks_too_late(server, control):
+                fork(server, control)
                 server.is_gone = True
                 raise OSError("the forked server says nothing")
-            liteflow._ForkedServer.ask = forks_too_late
+            liteflow._ForkedServer.fork = forks_too_late
             assert not run(max_workers=1)["forked"]  # a timeout would end the other one
             """
         )
