@@ -6438,14 +6438,6 @@ def _last_line(error: str | None) -> str:
     return _shown((error or "").strip().rpartition("\n")[2], 200, str)
 
 
-def _own_line(text: str) -> str:
-    """The line in which a traceback's last exception says what it is, and where it was raised."""
-    begins = r"^(?:.*Traceback \(most recent call last\):|The above .*:|During handling .*:)\n+"
-    end = re.split(begins, text, flags=re.MULTILINE)[-1]
-    own = re.search(r"^[\w.]+:\s*\n.*|^\S.*", end, re.MULTILINE)
-    return _with_place(_last_line(own and re.sub(r"\n\s*", "", own[0])), text)
-
-
 def _with_place(said: str, text: str) -> str:
     place = _place_of(text)
     return f"{said} ({place})" if place else said
@@ -6463,11 +6455,6 @@ def _split_traceback(error: str) -> tuple[str, str]:
         elif re.fullmatch(own, line.lstrip(" |")):
             at = i
     return "\n".join(lines[:at]), "\n".join(lines[at + 1 :])
-
-
-def _said_once(error: str) -> str:
-    """A traceback without the last line, if that only says the reason again."""
-    return error.rpartition("\n")[0] if _split_traceback(error)[1] else error
 
 
 def _place_of(error: str | None) -> str:
@@ -7506,14 +7493,6 @@ def _may_fork() -> bool:
     return is_alone and not any(map(_is_unsafe_to_share, files)) and _is_guarded()
 
 
-@functools.cache  # once for each; the filters' own memory is lost whenever any of them changes
-def _warn_of_fork(library: str) -> None:
-    """Its tasks wait for threads that a fork lacks, if it was used here; that can't be seen."""
-    what = f"once {library} was used here, a task that uses it hangs in its worker"
-    remedy = "import the DAG from a module, or run(executor=ThreadPoolExecutor())"
-    warnings.warn(f"{what}: {remedy}", RuntimeWarning, stacklevel=1)
-
-
 def _pidfd_of(pid: int) -> int:
     """A descriptor that is readable once the process has ended. Raises OSError if there is none."""
     if hasattr(os, "pidfd_open"):
@@ -7645,9 +7624,6 @@ _GRACE = 5.0  # seconds from TERM to KILL
 _LOG_HEAD = _LOG_TAIL = 512 * 1024  # bytes of an attempt's output that are stored, from each end
 _LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes at which a slot's log file is cut
 _LOG_TAIL_SECONDS = 5.0  # between two times that the end of a long log, while it grows, is stored
-_SLOT_FILES = 14  # descriptors that a slot takes: the pair, the pidfd, the executor's
-_FREE_FILES = 40  # descriptors that are left to the program and to a run itself
-
 
 _Output = list[tuple[_Attempt, int, str]]  # what attempts printed: whose, which part, the text
 _Check = Callable[[], None]
@@ -8197,6 +8173,8 @@ def _cpus() -> int:
 # --- Runners: the pool ----------------------------------------------------------------------------
 
 _TURN = 0.05  # seconds that a run may keep a slot while others have fewer than it
+_SLOT_FILES = 14  # descriptors that a slot takes: the pair, the pidfd, the executor's
+_FREE_FILES = 40  # descriptors that are left to the program and to a run itself
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 _left_behind: list[Any] = []  # in a forked process: what must not be closed there
 
@@ -8464,6 +8442,14 @@ class WorkerPool:
             slot.bury(grace=2.0)
         if self._closed:
             self._end_server()
+
+
+@functools.cache  # once for each; the filters' own memory is lost whenever any of them changes
+def _warn_of_fork(library: str) -> None:
+    """Once it was used here, which can't be seen, its tasks wait for threads that a fork lacks."""
+    what = f"once {library} was used here, a task that uses it hangs in its worker"
+    remedy = "import the DAG from a module, or run(executor=ThreadPoolExecutor())"
+    warnings.warn(f"{what}: {remedy}", RuntimeWarning, stacklevel=1)
 
 
 def _close_pools() -> None:
@@ -11791,6 +11777,19 @@ def _facts_of(error: str) -> list[str]:
     cause = cause.removesuffix('"""').rstrip()  # as multiprocessing quotes that of a child
     facts += [f"caused by {_own_line(cause)}"] if cause else []
     return [*facts, *filter(None, [_place_of(error)])]
+
+
+def _own_line(text: str) -> str:
+    """The line in which a traceback's last exception says what it is, and where it was raised."""
+    begins = r"^(?:.*Traceback \(most recent call last\):|The above .*:|During handling .*:)\n+"
+    end = re.split(begins, text, flags=re.MULTILINE)[-1]
+    own = re.search(r"^[\w.]+:\s*\n.*|^\S.*", end, re.MULTILINE)
+    return _with_place(_last_line(own and re.sub(r"\n\s*", "", own[0])), text)
+
+
+def _said_once(error: str) -> str:
+    """A traceback without the last line, if that only says the reason again."""
+    return error.rpartition("\n")[0] if _split_traceback(error)[1] else error
 
 
 def _own_output(run: DagRun, ti: TaskInstance) -> str:
