@@ -5077,7 +5077,7 @@ _OF_INSTANCE = "JOIN task_instance ON task_instance.id = task_instance_id"
 _XCOMS = f"xcom {_OF_INSTANCE}"
 _ITEMS = f"xcom_item {_OF_INSTANCE}"
 _INSTANCE_KEY = "task_instance.task_id task_instance.map_index"
-_TAIL_PART = 1_000_000  # the number of the part that holds a long log's end, written anew
+_TAIL_PART = 1_000_000  # number of the part with a long log's end, written anew as it grows
 
 
 def _select(
@@ -5115,22 +5115,22 @@ def _terms(source: str, columns: str, absent: Collection[Any]) -> tuple[list[str
 _ASKED_OF = {
     # The plus keeps SQLite from going through all runs of the DAG: few are `running`.
     "live_of": "state = 'running' AND +dag_id = ?",
-    "since": "coalesce(end_date, '9999') >= ?",  # what has not ended will
-    "before": "coalesce(start_date, end_date, '9999') < ?",
-    "of_earlier": "logical_date < ?",
-    # Those with at least so many newer ones of their DAG.
-    "keep": "id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY dag_id ORDER BY id "
-    "DESC) AS place FROM dag_run) WHERE place > ?)",
+    "ended_since": "coalesce(end_date, '9999') >= ?",  # what has not ended will
+    "begun_before": "coalesce(start_date, end_date, '9999') < ?",
+    "dated_before": "logical_date < ?",
+    # Of each DAG all but so many.
+    "but_newest": "id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY dag_id "
+    "ORDER BY id DESC) AS place FROM dag_run) WHERE place > ?)",
     # By run id or DAG/RUN, searched in an index: the table is ten times as large.
     "named": "id IN (SELECT id FROM dag_run WHERE ? IN (run_id, dag_id || '/' || run_id))",
     # Of a DAG, the newest that has ended, and those since.
     "latest_of": "id >= coalesce((SELECT max(id) FROM dag_run WHERE dag_id = ? AND state NOT IN "
     "('queued', 'running')), 0)",
     "not_yet": "state != ?",
-    "but": "task_instance.state IS NOT ?",
-    "maybe": "state IN (?, 'running')",
-    "beside": "key != ?",
-    "latest": "(task_log.try_number = task_instance.try_number) = ?",
+    "state_or_running": "state IN (?, 'running')",
+    "but_state": "task_instance.state IS NOT ?",
+    "but_key": "key != ?",
+    "latest_try": "(task_log.try_number = task_instance.try_number) = ?",
     # The ends of long logs are written anew while tasks run.
     "after": f"(task_log.id > ? OR part = {_TAIL_PART})",
     "after_live": f"task_log.id > ? AND part < {_TAIL_PART}",
@@ -5158,7 +5158,7 @@ _select_run_ids = functools.partial(_select, "dag_run", "dag_id run_id start_dat
 
 
 def _find_run(db: sqlite3.Connection, by: str = "id", **asked: Any) -> _Row | None:
-    """The last run by a column: the newest, or, as dates may be run in any order, by the date."""
+    """The run with a column's greatest value: the newest, or, by `logical_date`, the latest."""
     order = f"ORDER BY {by} DESC, id DESC"
     return next(iter(_select("dag_run", "", order, db, limit=1, **asked)), None)
 
@@ -5209,7 +5209,7 @@ _INSTANCE_COLUMNS = f"""task_id map_index state try_number max_tries element_pre
     upstream_task_ids task_group_id role cleared {_ATTEMPT_COLUMNS}"""
 _BY_TASK = "ORDER BY min(id) OVER (PARTITION BY task_id), map_index"  # a resume may change indexes
 _IN_ORDER = f"{_BY_TASK}, task_attempt.try_number"
-# A run's task instances, each with its latest attempt; and with each of its attempts.
+# A run's task instances, each with its latest attempt; with each of its attempts; these' tasks.
 _select_instances = functools.partial(_select, _INSTANCES, _INSTANCE_COLUMNS, _IN_ORDER)
 _select_attempts = functools.partial(_select, _TRIES, _INSTANCE_COLUMNS, _IN_ORDER)
 _select_begun = functools.partial(_select, _TRIES, "task_id", "")
@@ -5327,7 +5327,7 @@ def _count_elsewhere(db: sqlite3.Connection, run_row: int, dag_id: str, task_id:
     ).fetchall()
 
 
-def _count_parts(db: sqlite3.Connection, instance_row: int, try_number: int) -> int:
+def _last_part(db: sqlite3.Connection, instance_row: int, try_number: int) -> int:
     """The number of the last part of an attempt's log, but for its tail; 0 if there is none."""
     which = {"task_instance_id": instance_row, "try_number": try_number, "after_live": 0}
     return max((row.part for row in _select("task_log", "part", "", db, **which)), default=0)
@@ -5675,7 +5675,7 @@ class _WorkerRun:
         database to look into. It is looked for once."""
         path, when = self.info["db_path"], self.info["logical_date"]
         if self._before is False:
-            which = {"dag_id": self.info["dag_id"], "state": "success", "of_earlier": when}
+            which = {"dag_id": self.info["dag_id"], "state": "success", "dated_before": when}
             with contextlib.suppress(DatabaseError):  # most tasks do not ask for it
                 row = _read(path, _find_run, "logical_date", **which) if path and when else None
                 self._before = row and DagRun(row, path)
@@ -10330,7 +10330,7 @@ class _Run(_Start):
             # Of what it is mapped over each job has its own element: all in each were n times n.
             has_own = up in node.sources and whole not in takes
             if has_own and (up.mapping or look(_select_item, row, up_id, item=0) is not None):
-                found[whole], which["beside"] = None, "return_value"
+                found[whole], which["but_key"] = None, "return_value"
             for up_id, i, key, value in look(_select_values, row, **which):
                 found.setdefault((up_id, key), []).append((i, value))
         for up_id, key in () if self.runner.remote else takes:
@@ -10486,7 +10486,7 @@ class _Run(_Start):
         last = self._last.get(state) or next(iter(self._last.values()), None)
         if last is None:
             last = _Attempt(self.plan.nodes[0].instances[0])
-            last.log_parts = self._store.look(_count_parts, last.instance.row_id, last.try_number)
+            last.log_parts = self._store.look(_last_part, last.instance.row_id, last.try_number)
         why = "success" if state is _S.SUCCESS else self.reason or "task_failure"
         why = "timed_out" if self.plan.timed_out else why  # Airflow's word
         due: list[tuple[Any, ...]] = [(row, "on_failure_callback", _DIED, {}) for row in self._dead]
@@ -11115,7 +11115,7 @@ class DagRun:
         index = None if found is None and map_index == -1 else map_index
         _optional(None, _of_type(int, least=0)).check("try_number", try_number)
         which = {"task_id": task_id, "map_index": index, "try_number": try_number}
-        rows = self._look(_select_log, latest=True if try_number is None else None, **which)
+        rows = self._look(_select_log, latest_try=True if try_number is None else None, **which)
         return "".join(row.text for row in sorted(rows, key=lambda row: row.map_index))
 
     def clear(self, task_ids: str | Iterable[str], downstream: bool = True) -> list[str]:
@@ -11132,7 +11132,7 @@ class DagRun:
         check(self.refresh()._row)
         several = _of_type(Iterable)("task_ids", task_ids)
         wanted = [task_ids] if isinstance(task_ids, str) else list(several)
-        names = self._tasks_in(wanted, but="removed")
+        names = self._tasks_in(wanted, but_state="removed")
         how = _CLEARED if _is_bool("downstream", downstream) else _CLEARED_ALONE
         if names:  # without any the run keeps its state
             self._write(lambda store: store.change(self._row.id, check, store.clear, names, how))
@@ -12899,8 +12899,8 @@ def _cmd_runs(options: argparse.Namespace) -> None:
     state = options.state
     # A run that reads `running`, and nobody works on, has failed: all such are read, without limit.
     is_unsure = state in ("failed", "running")
-    asked = {"maybe": state} if is_unsure else {"state": state, "limit": most + 1}
-    runs = _read_runs(options.db, options.dag, since=options.since, **asked)
+    asked = {"state_or_running": state} if is_unsure else {"state": state, "limit": most + 1}
+    runs = _read_runs(options.db, options.dag, ended_since=options.since, **asked)
     runs = [x for x in runs if state in (None, "failed" if x._owner_died else x.state)]
     ids = collections.Counter[str]()  # six digits in all runs' ids: at a terminal a name for some
     if _may_redraw(sys.stdout):
@@ -13149,8 +13149,8 @@ def _cmd_prune(options: argparse.Namespace) -> None:
     """Delete old runs, or with --values the values of successful ones."""
     if options.keep is None and options.older_than is None and not options.values:
         raise _UsageError("prune takes --keep N, --older-than AGE, --values, or several of them")
-    asked = {"state": "success" if options.values else None, "before": options.older_than}
-    runs = _read_runs(options.db, options.dag, keep=options.keep, **asked)[::-1]
+    asked = {"state": "success" if options.values else None, "begun_before": options.older_than}
+    runs = _read_runs(options.db, options.dag, but_newest=options.keep, **asked)[::-1]
     # A queued run whose process is gone may still be recovered or resumed.
     runs = [run for run in runs if not run.owner_alive and run.state is not DagRunState.QUEUED]
     runs = [run for run in runs if not (options.values and run._row.values_deleted)]

@@ -15786,7 +15786,7 @@ class AgainTest(FlowCase):
             self.assertIsNone(self.last.xcom_pull("none", map_index=1))
             self.assertEqual(looks, [{"task_id": "none", "map_index": 1}])
             self.last.clear([f"some[{i}]" for i in range(3)])
-            self.assertEqual(looks[1:], [{"task_id": "some", "but": "removed"}])
+            self.assertEqual(looks[1:], [{"task_id": "some", "but_state": "removed"}])
         self.assertEqual(self.last.xcom_pull("none"), [])
         with self.assertRaises(liteflow.TaskNotFound):
             self.last.xcom_pull("absent", map_index=1)
@@ -19590,9 +19590,9 @@ class ReadingTest(Case):
             with store.transaction():
                 db.executemany(add, [("ab"[n % 2], n) for n in range(20_000)])
             began = time.process_time()
-            found = liteflow._select_runs(db, keep=3)
+            found = liteflow._select_runs(db, but_newest=3)
             self.assertEqual([row.id for row in found[:2]], [19_994, 19_993])
-            self.assertEqual(len(liteflow._select_runs(db, keep=9_999, dag_id="b")), 1)
+            self.assertEqual(len(liteflow._select_runs(db, but_newest=9_999, dag_id="b")), 1)
             self.assertEqual(len(found), 19_994)
         self.assertLess(time.process_time() - began, 1.5)
 
@@ -24103,7 +24103,7 @@ class PageTest(ScriptCase):
         DAG("often").run(db_path=self.db)
         self.copies(20_000, dag_run={"id": "id + n", "run_id": "run_id || n"})
         began = time.process_time()
-        runs = liteflow._read_runs(str(self.db), None, keep=19_000)
+        runs = liteflow._read_runs(str(self.db), None, but_newest=19_000)
         self.assertEqual((len(runs), runs[0].run_id[-5:]), (1_001, "01000"))
         self.assertLess(time.process_time() - began, 2)
 
