@@ -4505,7 +4505,7 @@ def _check_ours(db: sqlite3.Connection, path: str) -> bool:
         return False
     if version != _USER_VERSION:
         newer = f"a newer liteflow ({version} > {_USER_VERSION}): use that one"
-        older = "liteflow 0.1.0, before its first release: choose another path"
+        older = f"an unreleased liteflow ({version} < {_USER_VERSION}): choose another path"
         raise DatabaseError(f"{path} was made by {newer if version > _USER_VERSION else older}")
     for table in _COLUMNS:  # in a file made to harm, a view may have the name
         if not is_plain.get(table):

@@ -19217,7 +19217,7 @@ class LockTest(FlowCase):
         for act in (lambda: self.go(self.small()), lambda: self.small().runs(self.db)):
             with self.assertRaises(liteflow.DatabaseError) as caught:
                 act()
-            self.assertIn("0.1.0", str(caught.exception))
+            self.assertIn("(1 < 2)", str(caught.exception))
         self.assertEqual(self.db.read_bytes(), whole)
 
     SCRIPT = """
@@ -25782,7 +25782,7 @@ class Promise9Test(StoreCase):
             db.execute("PRAGMA user_version = 1")
         with contextlib.closing(sqlite3.connect(self.db)) as db:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self.assert_refused("0.1.0", "choose another path")
+        self.assert_refused("unreleased liteflow (1 < 2)", "choose another path")
 
     def test_a_truncated_one(self):
         self.small()
