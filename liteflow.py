@@ -4194,7 +4194,7 @@ _PAGE_SIZE = 4096  # larger ones are slower with small commits, smaller ones wit
 _CACHE = 64 * 1024 * 1024  # bytes of large values that are kept in memory until their commit
 _LARGE = 1_000_000  # bytes of a value, above which it is written and read page by page
 _ROW_LIMIT = 1_000_000_000  # bytes; SQLite's own
-_LOOK_LIMIT = 4 * _TEXT_LIMIT  # bytes of the largest value that a look reads; a character has 4
+_LOOK_LIMIT = 4 * _TEXT_LIMIT  # bytes of the largest value that a look reads: a text, in UTF-8
 
 # Without a rowid an attempt takes one page less to write. The tables of large values keep theirs:
 # else a search for a key would read values on its way.
@@ -4286,7 +4286,7 @@ _COLUMNS: dict[str, dict[str, str]] = {  # types by table and column
     table.split()[0]: dict(re.findall(r"\n    ([a-z]\w*) (\w+)", table))
     for table in _SCHEMA.split("CREATE TABLE IF NOT EXISTS ")[1:]
 }
-_NULLABLE = {*re.findall(r"\n    ([a-z]\w*) [A-Z]+,", _SCHEMA)}  # columns
+_NULLABLE = {*re.findall(r"\n    ([a-z]\w*) [A-Z]+,", _SCHEMA)}  # columns of at least one table
 
 
 @functools.cache
@@ -4300,7 +4300,8 @@ def _inserting(table: str, verb: str = "INSERT OR REPLACE") -> str:
 
 @functools.cache
 def _upserting(table: str, known: int) -> str:
-    """The same, but a row that has the key already keeps its first `known` columns."""
+    """The same, but a row that is there already keeps its first `known` columns, and its preview
+    where no new one is given."""
     key, *others = _COLUMNS[table]
     kept = {"element_preview": "coalesce(excluded.element_preview, element_preview)"}
     new = [f"{name} = {kept.get(name, f'excluded.{name}')}" for name in others[known - 1 :]]
@@ -4327,11 +4328,11 @@ class _Attempt:
     ended: str | None = None
     pid: int | None = None
     error: str | None = None
-    log_parts = 0  # a rescheduled sensor's log goes on where it was ...
-    log_seen = 0, 0  # ... as long as it is: bytes at its beginning that are stored, and the others
-    first_start = began = 0.0  # by monotonic() and by time(); of a sensor, its first poke's
-    taken = math.inf  # when a worker took it, by monotonic(); of a sensor, its latest poke's
-    pokes = 0
+    log_parts = 0  # that are stored: a rescheduled sensor's log goes on behind these ...
+    log_seen = 0, 0  # ... and behind these bytes: `head` and `dropped` of `_SlotLog.begin`
+    pokes = 0  # of a rescheduled sensor, those that have ended
+    first_taken = began = 0.0  # when a worker first took it, by monotonic() and by time()
+    taken = math.inf  # when a worker last took it, by monotonic()
     losses = 0  # workers in a row that died before they could tell that they took it
 
     def __init__(self, instance: _Instance) -> None:
@@ -4341,7 +4342,7 @@ class _Attempt:
         """A worker takes it now."""
         self.taken = _monotonic()
         if not self.pokes:
-            self.first_start, self.began = self.taken, time.time()
+            self.first_taken, self.began = self.taken, time.time()
 
 
 class _Callback(_Record):
@@ -4715,8 +4716,8 @@ class _Store:
                 execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
 
     def _wait_for_disk(self, wait: bool = True) -> None:
-        """Whether SQLite waits where consistency needs it: at each checkpoint, and when a WAL is
-        written over from its start. If it does not, no commit copies anything out of the WAL."""
+        """Let SQLite wait where consistency needs it: at each checkpoint, and when a WAL is written
+        over from its start. With wait=False, no commit copies anything out of the WAL instead."""
         self._connection.execute(f"PRAGMA synchronous={'NORMAL' if wait else 'OFF'}")
         pages = _WAL_PAGES if wait else 0
         # To its end, as all that gives a row: what is open as its connection closes crashes PyPy.
@@ -4725,9 +4726,9 @@ class _Store:
     @contextlib.contextmanager
     def transaction(self, begin: str = "BEGIN IMMEDIATE", waits: bool = True) -> Iterator[None]:
         """All or nothing, under the write lock by default; an empty `begin` begins no transaction.
+        With waits=False its commit does not wait for the disk, if the WAL has nothing else in it.
 
-        Raises _Busy or DatabaseError, with a sentence on what went wrong in SQLite. With
-        waits=False that does not wait for the disk, if the WAL has nothing else in it.
+        Raises _Busy or DatabaseError, with a sentence on what went wrong in SQLite.
         """
         execute = self._connection.execute
         with _in_sqlite:
@@ -4766,7 +4767,7 @@ class _Store:
     def close(self, is_last: bool = True) -> None:
         """Close; the last one out copies the WAL into the file, and leaves no -wal and no -shm. A
         reader of ours holds its snapshot for milliseconds, so that is tried for a second; a `-wal`
-        that stays costs nothing but its name."""
+        that stays costs nothing but its name. `is_last`: this process has no other one open."""
         busy, deadline = is_last, _monotonic() + 1.0
         try:
             with contextlib.suppress(DatabaseError):
@@ -10280,7 +10281,7 @@ class _Run(_Start):
             elements=elements,
             in_group=node.group is not None,
             pokes=attempt.pokes,
-            waited=_monotonic() - attempt.first_start if attempt.pokes else 0.0,
+            waited=_monotonic() - attempt.first_taken if attempt.pokes else 0.0,
         )
 
     def _elements(self, instance: _Instance, call: _Call) -> tuple[list[Any], frozenset[Any]]:
@@ -10353,7 +10354,7 @@ class _Run(_Start):
         self._begin(attempt)
         start, took = outcome.start, outcome.took
         if start is None or attempt.pokes:  # its worker can't tell
-            start, took = attempt.began, _monotonic() - attempt.first_start
+            start, took = attempt.began, _monotonic() - attempt.first_taken
         attempt.started, attempt.ended = _iso_of(start), _iso_of(start + took)
         if outcome.terminated and self.reason is not None:
             # A signal may have been meant for the job that its worker had before, or for all.
