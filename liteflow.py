@@ -4717,7 +4717,7 @@ class _Store:
 
     def _wait_for_disk(self, wait: bool = True) -> None:
         """Let SQLite wait where consistency needs it: at each checkpoint, and when a WAL is written
-        over from its start. With wait=False, no commit copies anything out of the WAL instead."""
+        over from its start. With wait=False no commit copies anything out of the WAL."""
         self._connection.execute(f"PRAGMA synchronous={'NORMAL' if wait else 'OFF'}")
         pages = _WAL_PAGES if wait else 0
         # To its end, as all that gives a row: what is open as its connection closes crashes PyPy.
@@ -5375,9 +5375,9 @@ def _dump_in_pieces(value: Any) -> bytes | _Pieces:
 
 
 def _load(data: bytes, script: str | None = None, whose: str = "") -> Any:
-    """The value of a pickle (`whose`: of this task); classes of the script come from whatever
-    `__main__` is here, or a module that is of its file. Raises an AttributeError, or ImportError,
-    that names what is not here."""
+    """The value of a pickle (`whose`: that this task stored). Classes of the `script` come from
+    whatever is `__main__` here, or from a module of its file. Raises an AttributeError, or
+    ImportError, that names what is not here."""
     if len(data) < 1000 and pickle.STACK_GLOBAL not in data:  # it names nothing
         return pickle.loads(data)
     unpickler = _Unpickler(io.BytesIO(data))
@@ -5392,7 +5392,7 @@ def _load(data: bytes, script: str | None = None, whose: str = "") -> Any:
 
 
 def _is_script(module: str) -> bool:
-    """Whether the running script is a module that others import: its classes are here already."""
+    """Whether it is the running script, as others import it: its classes are here already."""
     if module in sys.modules:
         return False
     path, name = _script()
@@ -5483,8 +5483,8 @@ def _unpicklable(kind: str, named: Mapping[Any, Any], remedy: str) -> str:
 
 
 def _dump_settings(task: BaseOperator) -> bytes:
-    """What a worker has to know of a task of which it finds only the function or class, by name. It
-    has no id in it: tasks that differ in nothing else share it."""
+    """What a worker has to know of a task of which it finds only the function or class, by name.
+    The task's id is not in it: tasks that differ in nothing else share it."""
     late = task._call()[1]  # these hold results, and come with its arguments
     if isinstance(task, _FunctionOperator):
         known = {*task._known_settings, "_upstream", "_downstream", "_conditions", "_map_functions"}
@@ -5643,7 +5643,7 @@ class _WorkerRun:
 
     def __init__(self, info: dict[str, Any], dag: Any = None) -> None:
         self.info, self.dag = info, dag
-        self._before: Any = False  # until it was looked for
+        self._previous: Any = False  # until it was looked for
         self._tasks: dict[str, BaseOperator] = {}
         self._resolve = functools.cache(_resolve)  # many tasks may be of one function
 
@@ -5671,25 +5671,25 @@ class _WorkerRun:
             return None
         return f"{path} was edited: this worker has another version than the program that runs it"
 
-    def before(self) -> DagRun | None:
+    def previous_success(self) -> DagRun | None:
         """The DAG's run of the latest earlier date that succeeded; None if there is none, or no
         database to look into. It is looked for once."""
         path, when = self.info["db_path"], self.info["logical_date"]
-        if self._before is False:
+        if self._previous is False:
             which = {"dag_id": self.info["dag_id"], "state": "success", "dated_before": when}
             with contextlib.suppress(DatabaseError):  # most tasks do not ask for it
                 row = _read(path, _find_run, "logical_date", **which) if path and when else None
-                self._before = row and DagRun(row, path)
-        return self._before or None
+                self._previous = row and DagRun(row, path)
+        return self._previous or None
 
     def restore(self) -> None:
         """Give the process the environment, time zone and directory that run() was called in."""
         os.environ = _environ  # noqa: B003 - the very object
-        now, before = vars(os.environ)["_data"], self.info["environ"]
-        if now != before:  # what is the same is left: it may have a name that can't be set
-            for name in now.keys() - before:
+        now, wanted = vars(os.environ)["_data"], self.info["environ"]
+        if now != wanted:  # what is the same is left: it may have a name that can't be set
+            for name in now.keys() - wanted:
                 del os.environb[name]
-            os.environb.update(before.items() - now.items())
+            os.environb.update(wanted.items() - now.items())
             time.tzset()  # what has set another TZ may have done so
         with contextlib.suppress(OSError):  # it may be gone for run() as well
             os.chdir(self.info["cwd"])
@@ -5720,7 +5720,7 @@ class _WorkerRun:
         return None if task is None or _full_name(_function_of(task)) != function else task
 
     def find_all(self, references: _References) -> tuple[Any, ...]:
-        """Ids of the tasks that can't be found here, and of those found by that name alone."""
+        """Ids of the tasks that can't be found here, and of those found by function name alone."""
         unbuilt = [each for each in references if self._in_dag(*each[:2]) is None]
         named = {task_id for task_id, name, by_name in unbuilt if by_name and self._resolve(name)}
         return [task_id for task_id, *_ in unbuilt if task_id not in named], named
@@ -5881,7 +5881,7 @@ class _Execution:
         self._values: dict[tuple[str, str], Any] = {}
         self.results: list[Any] = []  # values of placeholders: never rendered as templates
         self.group_values: dict[str, Any] = {}  # elements of the mapped group's arguments
-        self.given: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # the arguments
+        self.given: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # see `arguments`
 
     def forget_failure(self) -> None:
         """An exception and the frames that it left hold each other: without this, all that a failed
@@ -5916,9 +5916,9 @@ class _Execution:
         self.given = args, kwargs | mapped
         return self.given
 
-    def element(self, plan: tuple[Any, ...]) -> Any:
+    def element(self, source: tuple[Any, ...]) -> Any:
         """An element that the task is expanded over, from the plain data that `_element` gives."""
-        match plan:
+        match source:
             case "constant" | "value", data, *whose:
                 return self.loaded(data, *whose)
             case "tuple", parts:
@@ -5931,7 +5931,7 @@ class _Execution:
             case "xcom", task_id, i:
                 [(_, data)] = self.xcoms(task_id, "return_value", i)
                 return self.loaded(data, task_id)
-        _, task_id, i = plan  # "item", of a result that is a list, tuple or dict
+        _, task_id, i = source  # "item", of a result that is a list, tuple or dict
         here = self.run.info["db_path"] is not None  # else it was looked for before the job left
         if here and (data := self._look(_select_item, task_id, item=i)) is not None:
             return self.loaded(data, task_id)
@@ -6023,12 +6023,12 @@ class _Execution:
         if self._context is not None:
             return self._context
         info, task = self.run.info, self.task
-        run, ti, before = _dag_run_of(info), _running_instance(self), self.run.before()
+        run, ti, previous = _dag_run_of(info), _running_instance(self), self.run.previous_success()
         own = _resolved(f"task {task.task_id!r}: ", task.params, info["conf"])
         when = run.logical_date or _utcnow()  # it has one, unless its row was tampered with
         self._context = {
             **dict.fromkeys(_NOT_HERE),
-            **{key: getattr(before, name, None) for key, name in _OF_BEFORE.items()},
+            **{key: getattr(previous, name, None) for key, name in _OF_BEFORE.items()},
             **{name: {} for name in ("inlet_events", "outlet_events", "triggering_asset_events")},
             **{name: [] for name in ("inlets", "outlets")},
             **{name: text(when) for name, text in _FILTERS.items()},
@@ -6153,7 +6153,7 @@ _FILTERS: dict[str, Callable[[_datetime.datetime], str]] = {
 
 def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[None]) -> _Outcome:
     """Run one attempt. Returns how it ended, as plain data; raises nothing, whatever the task does.
-    `guard` is entered around the task's own code, which what it does may cut off."""
+    `guard` is entered around the task's own code, and may cut that off."""
     note: dict[str, Any] = {}
     error: str | None = None
     try:
@@ -6193,7 +6193,7 @@ def _name_of(execution: _Execution) -> dict[str, str]:
         return {"name": _storable(_shown(name, _PREVIEW, str))}
     except Exception as error:  # a template is the user's code
         if not (isinstance(error, ImportError) and error.name == "jinja2"):
-            _note(f"map_index_template failed: {_brief(error)}")
+            _print_as_task(f"map_index_template failed: {_brief(error)}")
         return {}
 
 
@@ -6250,11 +6250,11 @@ def _call_back(execution: _Execution, owner: Any, name: str) -> None:
             said = _with_place(f"{name} of {whose} failed: {_last_line(text)}", text)
             if is_dag and execution.context.get("reason") == _DIED:  # it is of another run
                 said += f", called for run {execution.run.info['run_id']!r}: {_DIED}"
-            _note("\n    | ".join([said, *text.split("\n")]))
+            _print_as_task("\n    | ".join([said, *text.split("\n")]))
         _end_if_child(execution, None)
 
 
-def _note(text: str) -> None:
+def _print_as_task(text: str) -> None:
     """Print to where tasks print, whatever their code has made of that; or go without."""
     for stream in (sys.stderr, sys.__stderr__):
         with contextlib.suppress(Exception):  # one that was closed, or a full disk
@@ -6387,8 +6387,8 @@ def _pickled(value: Any, said: str) -> bytes | _Pieces:
 
 
 def _brief(error: BaseException) -> str:
-    """The type and message of an error, in one line: of a failure, tables show the last alone. A
-    traceback of a worker that it quotes is told as elsewhere: the last line, and where."""
+    """The type and message of an error, in one line: of a failure, tables show no more than its
+    last one. Of a traceback that it quotes (another process's), the last line, and where."""
     text = _shown(error, sys.maxsize, _storable)
     what, quoted, _ = text.partition("\nTraceback (most recent call last):\n")
     text = f"{what} {_with_place(_last_line(text), text)}" if quoted else text
@@ -6428,7 +6428,7 @@ def _traceback(error: BaseException) -> str:
 
 
 def _halves(text: str, limit: int) -> str:
-    """A text that is cut in its middle if it is too long: what it says stands at its end."""
+    """The text, without its middle if it is too long: what a traceback says stands at its end."""
     half = limit // 2
     cut = f"\n[... {len(text) - 2 * half:,} characters cut ...]\n"
     return text if len(text) <= limit else f"{text[:half]}{cut}{text[-half:]}"
@@ -6576,7 +6576,7 @@ class _Wire:
 
     def receive(self) -> tuple[tuple[Any, ...], list[bytes]] | None:
         """The next message, or None if there is none now. Raises EOFError at the end, OSError; and
-        TypeError, ValueError or EOFError of what is none, as a task may have written it."""
+        TypeError, ValueError or EOFError of what is no message: a task may have written it."""
         packed = self._next()
         if packed is None:
             return None
@@ -6661,7 +6661,7 @@ def _with_values(outcome: _Outcome, values: Iterable[bytes]) -> _Outcome:
 
 # --- Worker: the process --------------------------------------------------------------------------
 
-_LOG_LIMIT = 1024 * 1024  # bytes at which a worker's log begins anew, between two jobs
+_LOG_LIMIT = 1024 * 1024  # bytes at which a worker's log file is emptied, between two jobs
 _BLINK = 2e-5  # seconds; what took less has used no library that keeps something, nor left a file
 _TAKING, _LOOK = 0, 1  # indexes of the bytes that a worker shares with the scheduler: see _Worker
 _BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.h)
@@ -6669,6 +6669,7 @@ _NO_TERMINAL = "a worker process, which has no terminal: run it by --task TASK, 
 _worker: _Worker | None = None  # the one that this process is, if it is one
 _remote_lock = threading.RLock()  # of the threads of a foreign executor
 
+# Signals whose handlers are put back after a task; limits whose change costs it its worker.
 _WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
 _WATCHED_LIMITS = "AS DATA NOFILE FSIZE CPU NPROC".split()
 
@@ -6702,14 +6703,16 @@ class _Worker:
         self.unheard: list[Any] = []  # handlers of `logging` whose queue nobody empties here
         self.number = 0  # of the job that it took last, in its run
         self.eager = False  # that job was quick and alone: it lingers before it sleeps
-        self.leaving = self.in_task = self.terminated = self.forking = False
+        self.leaving = False  # it is to leave its run, once there was word of the last job
+        self.in_task = self.forking = False  # the task's own code runs; a fork is under way
+        self.terminated = False  # the task was told to end
         self.log = ""
         self.log_file = -1
         self.log_start = 0  # of the job's output in the log
         self.log_before = b""  # the last bytes before that: others, if a job has cut the file
         self.in_a_blink = False  # so quick was the last job
-        self.free = sys.maxsize  # the lowest descriptor that was, before the job
-        self.room = sys.maxsize  # beyond which it may not be
+        self.free = sys.maxsize  # the lowest free descriptor, when that was last looked for
+        self.most_free = sys.maxsize  # what that may be: with more files open it is replaced
         self.last: _Execution | None = None  # what runs, or is held until there is word of it
         self.since = 0.0  # when it took that job, by monotonic(): before it told so
         self.environ: dict[bytes, bytes] = {}  # what the pool's initializer has added to it
@@ -6748,7 +6751,7 @@ class _Worker:
         self._recursion = sys.getrecursionlimit()
         self._threads = threading.active_count(), _count_threads()
         self._limited = [getattr(resource, f"RLIMIT_{name}") for name in _WATCHED_LIMITS]
-        self._limits, self._children = _resources(self._limited)
+        self._limits, self._children_used = _resources(self._limited)
         self._helpers = _child_pids()  # started by the pool's initializer, or the module
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
         signal.signal(signal.SIGTERM, self._on_term)  # the module may have set its own
@@ -6806,7 +6809,7 @@ class _Worker:
         except OSError as error:  # a full disk, or a limit that the task has set
             why = f"the task's outcome could not be handed over: {error}"
             self.last, self.spoilt = None, why
-            self.spent |= job is None  # one that it took by now runs yet
+            self.spent |= job is None  # else it still runs the one that it took by now
             lost = done._replace(status="failed", error=why, xcoms=(), items=(), note={})
             lost = lost._replace(spoilt=why if job is None else None, held=False)
             self.control.send(("done", tuple(lost), number))
@@ -6841,7 +6844,7 @@ class _Worker:
         if self.spent and self.idle:
             if self.number:
                 os.killpg(self.pid, signal.SIGKILL)  # with what its task left
-            os._exit(128 + signal.SIGTERM)  # as it started: people are told how
+            os._exit(128 + signal.SIGTERM)  # while it started: people are told how it ended
         if self.idle and self.jobs is not None:
             # What follows its job may be here at once.
             if not (self.eager and _linger(lambda: self._epoll.poll(0))):
@@ -6854,7 +6857,7 @@ class _Worker:
         """Run a job. Returns its outcome, or None if that is told already."""
         self.run.restore()
         if self.run.edited is not None:
-            _note(self.run.edited)
+            _print_as_task(self.run.edited)
         self.last = _Execution(self.run, job)
         outcome = _run_job(self.last, self)
         if not job.holds:
@@ -6913,7 +6916,7 @@ class _Worker:
 
     def _on_join(self, info: dict[str, Any], references: _References) -> None:
         """Serve a run: import its DAG, and find its tasks."""
-        # After run()'s own entries, what the pool's initializer may have added.
+        # What the pool's initializer has added yields to run()'s own.
         info["environ"] = self.environ | info["environ"]
         sys.path[:] = dict.fromkeys([*info["sys_path"], *sys.path])
         self.run = _WorkerRun(info)
@@ -6946,10 +6949,10 @@ class _Worker:
                 # Of several sleepers a job wakes one.
                 self._epoll.register(self.jobs, select.EPOLLIN | _EXCLUSIVE)
             self.free = self._lowest_free()
-            if self.room == sys.maxsize:  # its first run: `_close_dropped` is not to go over
+            if self.most_free == sys.maxsize:  # its first run: `_close_dropped` is not to go over
                 getattr(gc, "freeze", bool)()  # all that was imported
             most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            self.room = min(self.room, (self.free + most) // 2)  # of its first run
+            self.most_free = min(self.most_free, (self.free + most) // 2)  # of its first run
         except OSError as error:  # its module has taken all descriptors that it may have
             return self.control.send(("joined", f"a worker can't begin: {error}", None, None))
 
@@ -6985,7 +6988,7 @@ class _Worker:
         self.leaving = False
         self.control.send(("left",))
 
-    # Its end.
+    # How its task, or it, is told to end.
 
     def __enter__(self) -> None:
         """Around a task's own code: SIGTERM raises in it; at once if it came on the way here."""
@@ -7052,7 +7055,7 @@ class _Worker:
                 gc.collect(generation)
                 free = self._lowest_free()
         self.free = free
-        if free > self.room:  # later tasks would find none
+        if free > self.most_free:  # later tasks would find none
             self.spoilt = "the tasks left many files open"
 
     def _lowest_free(self) -> int:
@@ -7099,7 +7102,7 @@ class _Worker:
             for number, handler in self._handlers.items():
                 if _signal.getsignal(number) is not handler:
                     signal.signal(number, handler)
-                    self._children = None
+                    self._children_used = None  # where SIGCHLD is ignored, none are counted
         except BaseException:  # what is raised by what is there still
             self._restore_signals()
             raise
@@ -7150,12 +7153,12 @@ class _Worker:
         limits, used = _resources(self._limited)
         if limits != self._limits:
             return "the task changed its user, a resource limit, its priority or its CPUs"
-        # A child that is gone has been waited for by now, and shows in what those have used; the
-        # kernel does not count them where SIGCHLD was ignored.
-        same, self._children = used == self._children, used
+        # A child that is gone may have left one of its own, which shows by its hold on the output:
+        # only if there was one, that is if the ended ones have used more, is that looked for.
+        had_children, self._children_used = used != self._children_used, used
         try:
-            # Where helpers hide what a task has left, that shows by its hold on the output.
-            self._renew_output(anew=not same or 0 in self._helpers)
+            # Or where helpers may hide one, since the system does not list them.
+            self._renew_output(anew=had_children or 0 in self._helpers)
         except OSError:
             return "the task closed its output, or left a process that holds it"
         return self.spoilt
@@ -10861,7 +10864,7 @@ class TaskInstance:
         if (execution := self._execution()).is_over:
             # Not raised: a callback that tells of a failure has better things to do.
             lost = f"what its callback pushes for {key!r} is not stored"
-            _note(f"task {execution.task_id!r} has ended: {lost}")
+            _print_as_task(f"task {execution.task_id!r} has ended: {lost}")
         _push(execution, key, value, f"pushed for {key!r} a")
 
     def xcom_pull(
