@@ -6881,12 +6881,12 @@ class _Worker:
         self.spent |= spoilt is not None
         if self.spent:
             _remove_shared()
-        if at_once and spoilt is not None:
+        if not at_once:
+            return outcome if spoilt is None else outcome._replace(spoilt=spoilt)
+        if spoilt is not None:  # its outcome was told without that
             _signal_each(_strays(self.pid, self.log_file), signal.SIGKILL)
             os.killpg(self.pid, signal.SIGKILL)
-        if spoilt is not None:
-            outcome = outcome._replace(spoilt=spoilt)
-        return None if at_once else outcome
+        return None
 
     def _own_output(self) -> tuple[int, bytes | None]:
         """Where the job's output ends in the log, and the output itself if it is short: the next
@@ -7361,7 +7361,7 @@ def _close_pipes(owners: Iterable[Any]) -> None:
             with contextlib.suppress(OSError):  # the script has closed what it inherited
                 owner._reader.close()
                 owner._writer.close()
-            # Its loop ends at once when the worker has served, and nobody is told.
+            # So an executor's own loop in the worker, which has served, ends and tells nobody.
             owner.get = owner.put = owner.wakeup = lambda *_, **__: None
 
 
@@ -7517,12 +7517,12 @@ def _is_unsafe_to_share(descriptor: int) -> bool:
         name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
     except OSError:  # os.listdir's own, which is closed by now
         return False
-    # What was inherited stays open in this process itself for as long as its workers live.
+    # Who waits for the end of what was inherited waits for this process itself as well.
     if is_inherited or stat.S_ISCHR(mode):
         return False
-    appends = os.O_WRONLY | os.O_APPEND  # else all who share it would read on at one place
-    is_shared = flags & appends == appends or ".so" in name  # libffi keeps its own file open
-    harmless = stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and is_shared)
+    to_append = os.O_WRONLY | os.O_APPEND  # else all who share it would read on at one place
+    may_share = flags & to_append == to_append or ".so" in name  # libffi keeps its own file open
+    harmless = stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and may_share)
     # A lock on it would be held for as long as a worker lives.
     return not harmless or b"\nlock:" in _bytes_of(f"/proc/self/fdinfo/{descriptor}")
 
@@ -7626,7 +7626,7 @@ _START_LIMIT = 120.0  # seconds for a worker to start and import the DAG's modul
 _CALLBACK_LIMIT = 60.0  # seconds that callbacks may take
 _GRACE = 5.0  # seconds from TERM to KILL
 _LOG_HEAD = _LOG_TAIL = 512 * 1024  # bytes of an attempt's output that are stored, from each end
-_LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes at which a slot's log file is cut
+_LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes of one attempt's output at which the file is emptied
 _LOG_TAIL_SECONDS = 5.0  # between two times that the end of a long log, while it grows, is stored
 
 _Output = list[tuple[_Attempt, int, str]]  # what attempts printed: whose, which part, the text
@@ -7715,7 +7715,8 @@ class _SlotLog:
         self.begin(0)
 
     def begin(self, start: int, head: int = 0, dropped: int = 0) -> None:
-        """The next attempt's slice of the file begins at `start`, in bytes; it has had others."""
+        """The next attempt's slice of the file begins at byte `start`. Of what it printed before, a
+        rescheduled sensor, so many bytes at its `head` are stored, and the others `dropped`."""
         self.start = self._at = start  # what is before `_at` is stored, or passed over
         self._dropped = dropped  # bytes of the slice that were cut out of the file ...
         self._kept = b""  # ... and the last of those
@@ -7730,8 +7731,8 @@ class _SlotLog:
         """The last of the attempt's output, as `take`; the next one's begins after it."""
         parts = self.take(attempt, end, output)
         if end > self.start or self._dropped:  # by now the file may have been emptied
-            counted = self._tail_size != end  # there is no more of it, or the file was emptied
-            attempt.log_seen = self._head, self._dropped + (0 if counted else end - self._at)
+            in_tail = end - self._at if self._tail_size == end else 0  # and not dropped yet
+            attempt.log_seen = self._head, self._dropped + in_tail
         self.begin(end)
         return parts
 
@@ -7972,8 +7973,10 @@ class _Slot:
             self.shared[_LOOK] = 1  # it takes no other job meanwhile
             self.told = self.signal_group(signal.SIGTERM)
 
-    # Whether its job is being ended for its own timeout, not with its run.
-    timed_out = property(lambda self: (self.reason or "").startswith("timeout"))
+    @property
+    def timed_out(self) -> bool:
+        """Whether its job is being ended for its own timeout, not with its run."""
+        return (self.reason or "").startswith("timeout")
 
     def has_ended(self, timeout: float = 0) -> bool:
         """Whether the worker process is gone (its children may not be)."""
@@ -7981,7 +7984,7 @@ class _Slot:
 
     def bury(self, grace: float = 0.0) -> None:
         """Kill what is left of the group, and free all that the slot holds; an idle worker, unless
-        it starts yet, has `grace` seconds to end in order."""
+        it is still starting, has `grace` seconds to end in order."""
         self.dismiss()
         # What ends in order was looked at after its last task, which has left nothing behind.
         in_order = grace and self.served and self.has_ended(grace)
