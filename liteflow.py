@@ -4300,8 +4300,7 @@ def _inserting(table: str, verb: str = "INSERT OR REPLACE") -> str:
 
 @functools.cache
 def _upserting(table: str, known: int) -> str:
-    """The same, but a row that is there already keeps its first `known` columns, and its preview
-    where no new one is given."""
+    """The same, but a row that is there keeps its first `known` columns; NULL keeps its preview."""
     key, *others = _COLUMNS[table]
     kept = {"element_preview": "coalesce(excluded.element_preview, element_preview)"}
     new = [f"{name} = {kept.get(name, f'excluded.{name}')}" for name in others[known - 1 :]]
@@ -4315,9 +4314,11 @@ _ADDED_COLUMNS: list[tuple[str, str, str]] = [("dag_run", "command", "TEXT")]
 _UPDATE_INSTANCE = """UPDATE task_instance SET state = nullif(?, ''), try_number = ?, max_tries = ?,
     lost = ?, flow = nullif(?, '') WHERE id = ?"""  # see _changes_of
 _Row = types.SimpleNamespace  # a row by the names of its columns
+_Check = Callable[[], None]  # called before something, or while it is waited for; it may raise
 # A value on its way to the database: its key, type, preview and length, and itself as a pickle.
 _XComRow = tuple[str, str, str, int | None, "bytes | _Pieces"]
 _ItemRow = tuple[str, "bytes | _Pieces"]  # of one of its elements: preview and pickle
+_Output = list[tuple["_Attempt", int, str]]  # what attempts printed: whose, which part, the text
 
 
 class _Attempt:
@@ -4365,7 +4366,7 @@ class _Batch:
         self.items: list[tuple[Any, ...]] = []
         self.renewed: list[int] = []  # row ids of instances whose values are an earlier try's
         self.named: list[tuple[str, int]] = []  # what map_index_template made, and of which row
-        self.logs: list[tuple[_Attempt, int, str]] = []  # number and text of a part
+        self.logs: _Output = []
         # After the commit: callbacks, jobs to send, and whether to copy the WAL into the file.
         self.callbacks: list[_Callback] = []
         self.jobs: list[_Attempt] = []
@@ -4767,7 +4768,7 @@ class _Store:
     def close(self, is_last: bool = True) -> None:
         """Close; the last one out copies the WAL into the file, and leaves no -wal and no -shm. A
         reader of ours holds its snapshot for milliseconds, so that is tried for a second; a `-wal`
-        that stays costs nothing but its name. `is_last`: this process has no other one open."""
+        that stays costs nothing but its name. `is_last`: this process has no other one."""
         busy, deadline = is_last, _monotonic() + 1.0
         try:
             with contextlib.suppress(DatabaseError):
@@ -4905,7 +4906,7 @@ class _Store:
 
     def write_instances(self, nodes: Iterable[_Node], element_of: Any = None) -> None:
         """Write the whole rows of these tasks' instances: new ones, which get their id here, and
-        those that a resume goes on with. `element_of`: a mapped one's digest and preview."""
+        those that a resume goes on with. `element_of` tells a mapped one's digest and preview."""
         [[last]] = self._connection.execute("SELECT coalesce(max(id), 0) FROM task_instance")
         ids = itertools.count(last + 1)
 
@@ -4939,9 +4940,7 @@ class _Store:
 
     # A run's turns.
 
-    def record(
-        self, batch: _Batch, check: Callable[[], None] = lambda: None, element_of: Any = None
-    ) -> None:
+    def record(self, batch: _Batch, check: _Check = lambda: None, element_of: Any = None) -> None:
         """Write a turn's events in one transaction. `check` is called under the write lock, and may
         change the batch. Raises _Busy, AlreadyRunning, DatabaseError."""
         many = self._connection.executemany
@@ -5271,18 +5270,12 @@ def _select_lengths(db: sqlite3.Connection, run_row: int) -> dict[_InstanceKey, 
 
 
 def _select_valued(
-    source: str,
-    columns: str,
-    order: str,
-    db: sqlite3.Connection,
-    run_row: int,
-    largest: int = _ROW_LIMIT,
-    **asked: Any,
+    source: str, columns: str, rest: str, db: sqlite3.Connection, largest: int, **asked: Any
 ) -> list[tuple[Any, ...]]:
     """Rows of these columns and the value, or None for one of more than `largest` bytes. A large
     one is read from SQLite's pages: as a column it would be put together elsewhere before."""
     table, (_, terms) = source.split()[0], _terms(source, columns, ())
-    rest, values = _asking(source, order, dag_run_id=run_row, **asked)
+    rest, values = _asking(source, rest, **asked)
     value = f"{table}.rowid, length(value), CASE WHEN length(value) <= ? THEN value END"
     query = f"SELECT {terms}, {value} FROM {source} {rest}"
     found = []
@@ -5299,15 +5292,19 @@ def _select_values(
 ) -> list[tuple[str, int, str, bytes | None]]:
     """(task_id, map_index, key, value) of XComs, by index; value None if over `largest` bytes."""
     order = "ORDER BY map_index" if "task_id" in asked else "ORDER BY task_instance.id, key"
-    found = _select_valued(_XCOMS, f"{_INSTANCE_KEY} key", order, db, run_row, largest, **asked)
+    which, columns = {"dag_run_id": run_row, **asked}, f"{_INSTANCE_KEY} key"
+    found = _select_valued(_XCOMS, columns, order, db, largest, **which)
     # As _BY_TASK, for which SQLite would copy all the values: 1 GB each, at worst.
     first: dict[str, int] = {}
     return sorted(found, key=lambda row: (first.setdefault(row[0], len(first)), row[1]))
 
 
-def _select_item(db: sqlite3.Connection, run_row: int, task_id: str, **asked: Any) -> bytes | None:
-    """The pickle of an element, the `item`-th, of a result, if the elements are stored apart."""
-    found = _select_valued(_ITEMS, "item", "", db, run_row, task_id=task_id, map_index=-1, **asked)
+def _select_item(
+    db: sqlite3.Connection, run_row: int, task_id: str, item: int, largest: int = _ROW_LIMIT
+) -> bytes | None:
+    """The pickle of an element of a result, if the elements are stored apart."""
+    which = {"dag_run_id": run_row, "task_id": task_id, "map_index": -1, "item": item}
+    found = _select_valued(_ITEMS, "item", "", db, largest, **which)
     return next((value for _, value in found), None)
 
 
@@ -5884,9 +5881,8 @@ class _Execution:
         self.given: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # see `arguments`
 
     def forget_failure(self) -> None:
-        """An exception and the frames that it left hold each other: without this, all that a failed
-        task had in memory would stay until Python looks for such circles, its retries' beside it.
-        """
+        """An exception and the frames that it left hold each other: else all that a failed task had
+        in memory would stay until Python looks for such circles, its retries' beside it."""
         if self.exception is None:
             return
         for frame, _ in traceback.walk_tb(self.exception.__traceback__):
@@ -7205,7 +7201,7 @@ def _figures() -> set[int]:
 
 def _remove_shared() -> None:
     """Remove what multiprocessing made for a worker that will be killed: semaphores, of which its
-    resource tracker would complain, and the folder of a fork server's socket."""
+    resource tracker would complain, and the folder of a forkserver's socket."""
     for each in list(getattr(multiprocessing.util, "_finalizer_registry", {}).values()):
         callback = getattr(each, "_callback", None)
         if getattr(callback, "__qualname__", "") in ("SemLock._cleanup", "_remove_temp_dir"):
@@ -7353,9 +7349,8 @@ def _serve(end: Any, initializer: Any, initargs: tuple[Any, ...], method: Any = 
 
 
 def _close_pipes(owners: Iterable[Any]) -> None:
-    """Close an executor's pipes in its worker, or in another forked process: if a task writes there
-    by mistake, the executor waits for the rest of a message. It sees for itself when a worker ends.
-    """
+    """Close an executor's pipes in its worker, or another forked process: if a task writes there by
+    mistake, the executor waits for the rest of a message. That a worker ends, it sees without."""
     for owner in owners:
         if hasattr(owner, "_reader"):
             with contextlib.suppress(OSError):  # the script has closed what it inherited
@@ -7438,8 +7433,7 @@ class _ForkedServer:
         return known and not self.is_gone and self.born >= runner.since
 
     def fork(self, control: int) -> int:
-        """Fork a worker that serves this end of a control pair; its process id. Raises OSError,
-        EOFError."""
+        """Fork a worker for this end of a control pair; its pid. Raises OSError, EOFError."""
         return int(self._ask((), control))
 
     def exit_code(self, pid: int) -> int | None:
@@ -7485,8 +7479,7 @@ def _may_fork() -> bool:
     """Whether a server may be forked from here: on Linux, with one thread (native ones count: they
     may hold locks), a main guard (its lack would go unnoticed), and nothing open that must not be
     shared: a pipe or socket whose end somebody waits for, a file (but to append to it), a lock on
-    one, a database. Raises ImportError, OSError on no Linux, without /proc, or on an older kernel.
-    """
+    one, a database. Raises ImportError, OSError where there is no Linux, no /proc, no pidfd."""
     os.close(_pidfd_of(os.getpid()))
     files = [int(name) for name in os.listdir("/proc/self/fd")]
     for _ in range(10):
@@ -7629,8 +7622,6 @@ _LOG_HEAD = _LOG_TAIL = 512 * 1024  # bytes of an attempt's output that are stor
 _LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes of one attempt's output at which the file is emptied
 _LOG_TAIL_SECONDS = 5.0  # between two times that the end of a long log, while it grows, is stored
 
-_Output = list[tuple[_Attempt, int, str]]  # what attempts printed: whose, which part, the text
-_Check = Callable[[], None]
 _live_slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
 _starting = threading.RLock()  # for what a worker's start changes in the process for a moment
 
@@ -7874,8 +7865,8 @@ class _Slot:
     def _submit(self, context: Any, control: socket.socket, initializer: tuple[Any, ...]) -> Any:
         method = context.get_start_method()
         self.born = self.born if method == "fork" else 0.0  # else it has only what it imports
-        if method == "forkserver" and not _fork_server_answers():
-            raise OSError("the fork server does not answer")
+        if method == "forkserver" and not _forkserver_answers():
+            raise OSError("the forkserver does not answer")
         _script()
         naming = copy.copy(context)
         name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
@@ -7905,7 +7896,7 @@ class _Slot:
             if getattr(self.process._popen, "method", "") != "forkserver":
                 self.pidfd, self._teller = _end_of_child(self.process)
         self.sentinel = self.process.sentinel if self.pidfd is None else self.pidfd
-        # It is to watch the same: a worker outlives the fork server that it came from.
+        # It is to watch the same: a worker outlives the forkserver that it came from.
         executor._processes[self.pid] = watched = _Watched(self.pid, self.sentinel)
         return watched
 
@@ -8146,7 +8137,7 @@ def _start_context(asked: Any) -> Any:
         asked = "forkserver" if "forkserver" in known else "spawn"
     what = "mp_context, where it is no context,"
     _one_of(known)(what, _of_type(str)(what, asked))
-    if asked == "forkserver" and _fork_server_answers():
+    if asked == "forkserver" and _forkserver_answers():
         from multiprocessing import forkserver
 
         # It hears of its children's ends by SIGCHLD, and inherits the mask of who starts it.
@@ -8159,8 +8150,8 @@ def _start_context(asked: Any) -> Any:
     return multiprocessing.get_context(asked)
 
 
-def _fork_server_answers() -> bool:
-    """Whether a fork server can be asked for a worker, without waiting for one that is stopped. A
+def _forkserver_answers() -> bool:
+    """Whether a forkserver can be asked for a worker, without waiting for one that is stopped. A
     new one imports nothing: each worker is to import the script itself (since Python 3.13.8 the
     server would, once for all of them, and up to 3.14.2 without the script's arguments)."""
     from multiprocessing import forkserver
@@ -8215,7 +8206,7 @@ class WorkerPool:
         _optional(None, _function).check("initializer", initializer)
         self._initializer = (initializer, tuple(_of_type(list, tuple)("initargs", initargs)))
         self._asked = mp_context
-        if mp_context is not None:  # a wrong one is refused now, and a fork server begins to start
+        if mp_context is not None:  # a wrong one is refused now, and a forkserver begins to start
             _start_context(mp_context)
         self._closed = False
         self._empty()
@@ -9003,7 +8994,7 @@ class _SlotRunner(_Runner):
                 'run() or cli() below `if __name__ == "__main__":`, or into a function'
             )
         # Unless it could not go on: a signal may have been meant for all, and how it ended does not
-        # tell (1 by a Ctrl-C as it imported the script, 255 where its fork server was gone before).
+        # tell (1 by a Ctrl-C as it imported the script, 255 where its forkserver was gone before).
         killed = slot.exitcode not in (None, _BROKEN)
         if slot in self._slots:
             slot.spoilt = why
@@ -9516,7 +9507,7 @@ class _Start:
 
     def _find_tasks(self) -> None:
         """Let the first worker find every task, before anything is written. What takes time here
-        is done while the fork server starts. Raises UnreachableTask."""
+        is done while the forkserver starts. Raises UnreachableTask."""
         dag = self.dag
         info = self._info()
         calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
