@@ -4426,7 +4426,7 @@ def _database_path(db_path: _StrPath | None, dag: Dag | None) -> str:
         raise DatabaseError(f"where is {text}? the working directory was removed") from None
 
 
-def _explain(error: BaseException, path: str) -> NoReturn:
+def _raise_explained(error: BaseException, path: str) -> NoReturn:
     """Raise a DatabaseError that says what an error of SQLite means; any other error as it is."""
     if not isinstance(error, sqlite3.Error):
         raise error
@@ -4597,7 +4597,7 @@ def _read(
                 return found
         except (sqlite3.Error, DatabaseError) as error:
             if state() == before:
-                _explain(error, path)
+                _raise_explained(error, path)
     raise DatabaseError(f"{path} changes faster than it can be read")
 
 
@@ -4664,12 +4664,12 @@ class _Store:
         """Open the database, and make it if it is missing or empty; `check` is called while it is
         locked, and may raise. Raises DatabaseError."""
         self.path = path
-        self.run_row = 0
-        self.owner = ""
+        self.run_row = 0  # the id of the run that it records
+        self.owner = ""  # the token of that run's owner, while that is this process
         self._connection = self._connect()
         try:
             _until_unlocked(path, self._prepare, check)
-            self._place = os.stat(path)
+            self._opened = os.stat(path)
         except BaseException:  # whatever it is: closed, and raised again
             self._connection.close()
             raise
@@ -4685,7 +4685,7 @@ class _Store:
         except OSError as error:
             raise DatabaseError(f"{self.path} can't be created: {error.strerror}") from None
         except sqlite3.Error as error:
-            _explain(error, self.path)
+            _raise_explained(error, self.path)
 
     def _prepare(self) -> None:
         execute = self._connection.execute
@@ -4749,7 +4749,7 @@ class _Store:
                     execute("COMMIT")
             except BaseException as error:  # whatever it is: undone, and told or raised again
                 self._connection.rollback()  # a full disk or an I/O error may have done so already
-                _explain(error, self.path)
+                _raise_explained(error, self.path)
             finally:
                 if not waits:
                     self._wait_for_disk()
@@ -4801,7 +4801,7 @@ class _Store:
             with _in_sqlite:
                 return look(self._connection, *arguments, **named)
         except sqlite3.Error as error:
-            _explain(error, self.path)
+            _raise_explained(error, self.path)
 
     # A run's beginning and end. All but `cancel_run` and `end_run` need the caller's transaction.
 
@@ -4824,7 +4824,7 @@ class _Store:
         self._connection.execute(query, (*values.values(), run_row))
 
     def _own_run(self, command: str, **values: Any) -> None:
-        """Make this process the run's owner: known by that to others, and to people."""
+        """Make this store's owner the run's, which people know by its process and command."""
         process = f"pid {os.getpid()} on {socket.gethostname()}"
         own = {"owner": self.owner, "owner_process": process, "stop_requested": None}
         self._set_run(self.run_row, **own, command=_storable(command) or None, **values)
@@ -4991,7 +4991,7 @@ class _Store:
     def is_in_place(self) -> bool:
         """Whether the file was neither deleted nor replaced: or what is written is lost."""
         with contextlib.suppress(OSError):
-            return os.path.samestat(os.stat(self.path), self._place)
+            return os.path.samestat(os.stat(self.path), self._opened)
         return False
 
     # What people do to runs.
@@ -5072,7 +5072,7 @@ def _until_unlocked(path: str, act: Callable[[], T], check: Callable[[], Any] = 
 _ITS_ATTEMPTS = "task_attempt ON task_instance_id = task_instance.id"
 _ITS_LATEST = f"{_ITS_ATTEMPTS} AND task_attempt.try_number = task_instance.try_number"
 _INSTANCES = f"task_instance LEFT JOIN {_ITS_LATEST}"
-_TRIES = f"task_instance JOIN {_ITS_ATTEMPTS}"
+_ATTEMPTS = f"task_instance JOIN {_ITS_ATTEMPTS}"
 _OF_INSTANCE = "JOIN task_instance ON task_instance.id = task_instance_id"
 _XCOMS = f"xcom {_OF_INSTANCE}"
 _ITEMS = f"xcom_item {_OF_INSTANCE}"
@@ -5211,8 +5211,8 @@ _BY_TASK = "ORDER BY min(id) OVER (PARTITION BY task_id), map_index"  # a resume
 _IN_ORDER = f"{_BY_TASK}, task_attempt.try_number"
 # A run's task instances, each with its latest attempt; with each of its attempts; these' tasks.
 _select_instances = functools.partial(_select, _INSTANCES, _INSTANCE_COLUMNS, _IN_ORDER)
-_select_attempts = functools.partial(_select, _TRIES, _INSTANCE_COLUMNS, _IN_ORDER)
-_select_begun = functools.partial(_select, _TRIES, "task_id", "")
+_select_attempts = functools.partial(_select, _ATTEMPTS, _INSTANCE_COLUMNS, _IN_ORDER)
+_select_begun = functools.partial(_select, _ATTEMPTS, "task_id", "")
 
 
 def _select_failed(db: sqlite3.Connection, run_row: int, limit: int) -> tuple[list[_Row], int]:
@@ -5636,7 +5636,7 @@ _References = Sequence[tuple[str, str, bool]]
 
 
 class _WorkerRun:
-    """A run as a worker knows it: where its DAG is found, and what every task's context has."""
+    """A run as a worker knows it, by `info`, the plain data that `_Start._info` gives."""
 
     def __init__(self, info: dict[str, Any], dag: Any = None) -> None:
         self.info, self.dag = info, dag

@@ -3697,13 +3697,13 @@ class StoreTest(StoreCase):
         error = sqlite3.OperationalError("disk I/O error")
         error.sqlite_errorcode = sqlite3.SQLITE_IOERR_WRITE
         with self.assertRaisesRegex(DatabaseError, r"disk I/O error \(is the disk full\?\)"):
-            liteflow._explain(error, self.db)
+            liteflow._raise_explained(error, self.db)
 
     def test_a_path_that_is_too_long_for_sqlite_is_a_guess(self):  # for most builds, from 505 bytes
         error = sqlite3.OperationalError("unable to open database file")
         error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
         with self.assertRaisesRegex(DatabaseError, r"unable to open .* \(is its path too long"):
-            liteflow._explain(error, str(self.db))
+            liteflow._raise_explained(error, str(self.db))
 
     def test_a_held_lock_is_waited_for(self):
         self.small()
@@ -3878,7 +3878,7 @@ class FileTest(StoreCase):
             error.sqlite_errorcode = sqlite3.SQLITE_IOERR
             error.sqlite_errorname = f"SQLITE_IOERR_{name}"
             with self.assertRaisesRegex(DatabaseError, said):
-                liteflow._explain(error, str(self.db))
+                liteflow._raise_explained(error, str(self.db))
 
     def test_a_look_at_a_file_that_never_stands_still_ends(self):
         DAG("d").run(db_path=self.db)
@@ -19005,7 +19005,7 @@ class HarmedFileTest(FlowCase):
         error = sqlite3.OperationalError("disk I/O error")
         error.sqlite_errorcode, error.sqlite_errorname = 3850, "SQLITE_IOERR_LOCK"
         with self.assertRaisesRegex(DatabaseError, "SQLite needs a local one"):
-            liteflow._explain(error, str(self.db))
+            liteflow._raise_explained(error, str(self.db))
 
     def test_a_damaged_file_gives_no_backup(self):
         with DAG("d") as d:
