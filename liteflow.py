@@ -6665,9 +6665,8 @@ _NO_TERMINAL = "a worker process, which has no terminal: run it by --task TASK, 
 _worker: _Worker | None = None  # the one that this process is, if it is one
 _remote_lock = threading.RLock()  # of the threads of a foreign executor
 
-# Signals whose handlers are put back after a task; limits whose change costs it its worker.
 _WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
-_WATCHED_LIMITS = "AS DATA NOFILE FSIZE CPU NPROC".split()
+_WATCHED_LIMITS = "AS DATA NOFILE FSIZE CPU NPROC".split()  # a change of one costs the worker
 
 
 class _Worker:
@@ -6945,8 +6944,8 @@ class _Worker:
                 # Of several sleepers a job wakes one.
                 self._epoll.register(self.jobs, select.EPOLLIN | _EXCLUSIVE)
             self.free = self._lowest_free()
-            if self.most_free == sys.maxsize:  # its first run: `_close_dropped` is not to go over
-                getattr(gc, "freeze", bool)()  # all that was imported
+            if self.most_free == sys.maxsize:  # its first run
+                getattr(gc, "freeze", bool)()  # `_close_dropped` is not to search what was imported
             most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             self.most_free = min(self.most_free, (self.free + most) // 2)  # of its first run
         except OSError as error:  # its module has taken all descriptors that it may have
