@@ -6698,9 +6698,8 @@ class _Worker:
         self.unheard: list[Any] = []  # handlers of `logging` whose queue nobody empties here
         self.number = 0  # of the job that it took last, in its run
         self.eager = False  # that job was quick and alone: it lingers before it sleeps
-        self.leaving = False  # it is to leave its run, once there was word of the last job
+        self.leaving = self.terminated = False  # it is to leave its run; its task was told to end
         self.in_task = self.forking = False  # the task's own code runs; a fork is under way
-        self.terminated = False  # the task was told to end
         self.log = ""
         self.log_file = -1
         self.log_start = 0  # of the job's output in the log
@@ -7999,8 +7998,7 @@ class _Slot:
         with contextlib.suppress(OSError, EOFError):
             while code is None and _monotonic() < until:
                 code = self.server.exit_code(self.pid) if self.server else self.process.exitcode
-                if code is None:
-                    time.sleep(0.001)
+                time.sleep(0.001 if code is None else 0)
         return code
 
     def dismiss(self) -> None:
