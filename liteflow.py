@@ -4436,7 +4436,7 @@ def _raise_explained(error: BaseException, path: str) -> NoReturn:
         raise _Busy(f"{path} is locked by another process") from None
     if primary == sqlite3.SQLITE_NOTADB:
         raise DatabaseError(f"{path} is not a liteflow database: {error}") from None
-    _check_place(path)
+    _check_path(path)
     # These two keep the mode that the database had when they were made.
     for beside in (f"{path}-wal", f"{path}-shm"):
         if os.path.exists(beside) and not os.access(beside, os.R_OK):
@@ -4455,7 +4455,7 @@ def _raise_explained(error: BaseException, path: str) -> NoReturn:
     raise DatabaseError(f"{path}: {error}{hint}") from None
 
 
-def _check_place(path: str) -> None:
+def _check_path(path: str) -> None:
     """Raises DatabaseError where there can be no database."""
     if not path:  # see _dag_run_of
         raise DatabaseError("tasks on a foreign executor have no database to look into")
@@ -4528,7 +4528,7 @@ def _check_before_run(path: str) -> None:
 def _check_writable(path: str) -> None:
     """Refuse a file that this user may not write: SQLite would leave a -wal and a -shm of this
     user's beside it, which the file's owner could not use."""
-    _check_place(path)
+    _check_path(path)
     if os.access(path, os.F_OK) and not os.access(path, os.W_OK):
         raise DatabaseError(f"{path} can't be written: it is read-only for this user")
     folder = os.path.dirname(path)
@@ -4587,7 +4587,7 @@ def _read(
     arguments, named = tuple(map(_askable, arguments)), {n: _askable(x) for n, x in named.items()}
     for _ in range(100):
         wal, identity = before = state()
-        _check_place(path)  # opening a pipe would wait for its other end
+        _check_path(path)  # opening a pipe would wait for its other end
         if identity is None:
             names = "--db, db_path or $LITEFLOW_DB names another"
             raise DatabaseError(f"there is no database {path}: {names}")
@@ -5258,8 +5258,7 @@ def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
     in_order = operator.attrgetter(*_terms(_INSTANCES, columns, ())[0])  # as vars() may not be
     for row in _select(_INSTANCES, columns, "ORDER BY task_id, map_index", db, run_row):
         *own, error = in_order(row)
-        died = row.state is None and error == _DIED
-        found.append(_Past._make([*own, died]))
+        found.append(_Past._make([*own, row.state is None and error == _DIED]))
     return found
 
 
@@ -5495,8 +5494,7 @@ def _dump_settings(task: BaseOperator) -> bytes:
         if task._in_partial is not None:
             apart = {*late, *_PLACE}
             own["_in_partial"] = {n: x for n, x in task._in_partial.items() if n not in apart}
-    kind = getattr(task, "_kind", None)
-    return _dump_for_worker(f"task {task.task_id!r}", own, (kind, own))
+    return _dump_for_worker(f"task {task.task_id!r}", own, (getattr(task, "_kind", None), own))
 
 
 def _dump_for_worker(what: str, own: Mapping[str, Any], settings: Any) -> bytes:
@@ -6659,7 +6657,7 @@ def _with_values(outcome: _Outcome, values: Iterable[bytes]) -> _Outcome:
 
 _LOG_LIMIT = 1024 * 1024  # bytes at which a worker's log file is emptied, between two jobs
 _BLINK = 2e-5  # seconds; what took less has used no library that keeps something, nor left a file
-_TAKING, _LOOK = 0, 1  # indexes of the bytes that a worker shares with the scheduler: see _Worker
+_TAKING, _HEED = 0, 1  # indexes of the bytes that a worker shares with the scheduler: see _Worker
 _BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.h)
 _NO_TERMINAL = "a worker process, which has no terminal: run it by --task TASK, or dag.test()"
 _worker: _Worker | None = None  # the one that this process is, if it is one
@@ -6679,9 +6677,9 @@ class _Worker:
     control pair.
 
     Two bytes are shared with the scheduler. TAKING is 1 from before the worker receives a job until
-    it has told of it, and while it tidies up after an outcome that it told at once: at 0 it has no
-    untold job if it dies, and can be sent something. LOOK is set by the scheduler before it writes
-    to the control pair: the worker then looks there before it takes another job.
+    it has told of it, and while it tidies up after an outcome that it told at once: at 0 it can be
+    sent something, and no untold job is lost if it dies. HEED is set by the scheduler before it
+    writes to the control pair: the worker then looks there before it takes another job.
     """
 
     def __init__(self, control: _Wire) -> None:
@@ -6777,7 +6775,7 @@ class _Worker:
 
     def _take(self) -> _Job | None:
         """A job from the queue, unless there is something else to be heeded first."""
-        if self.last or self.spent or self.jobs is None or self.shared[_LOOK]:
+        if self.last or self.spent or self.jobs is None or self.shared[_HEED]:
             return None
         try:
             message = self.jobs.receive()
@@ -6811,7 +6809,7 @@ class _Worker:
     def _heed(self) -> _Job | None:
         """Do what the scheduler says; if it says nothing, wait for it or for a job. Returns a job
         that came over the control pair."""
-        self.shared[_LOOK] = 0  # before looking: what comes later sets it again
+        self.shared[_HEED] = 0  # before looking: what comes later sets it again
         message = self.control.receive()
         if message is None:
             self._wait()
@@ -6992,7 +6990,7 @@ class _Worker:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self.in_task = False
-        # The outcome waits for this; `_restore`, which sees to the timers alone, comes later.
+        # The outcome waits for this: what `_restore` does later is enough for timers alone.
         found = map(_signal.getsignal, self._handlers)
         if not all(map(operator.is_, found, self._handlers.values())):
             self._restore_signals()
@@ -7900,14 +7898,14 @@ class _Slot:
 
     def send(self, *data: Any, file: int | None = None) -> None:
         """Send a message. A worker that can't get it, and would wait for it for ever, is killed."""
-        self.shared[_LOOK] = 1
+        self.shared[_HEED] = 1
         try:
             self.wire.send(data, file=file)
         except ConnectionError:
             pass  # it is dead, which is noticed elsewhere
         except OSError:  # it does not listen, or there is no room for a large message
             self.signal_group(signal.SIGKILL)
-        self.shared[_LOOK] = 1  # again: it may have looked, and cleared it, just before the message
+        self.shared[_HEED] = 1  # again: it may have looked, and cleared it, just before the message
 
     def receive(self) -> Iterator[tuple[str, list[Any]]]:
         """The messages that are there, as (kind, fields). Sets `gone` once no more can come.
@@ -7959,7 +7957,7 @@ class _Slot:
         if self.reason is None:
             self.reason = reason
             self.deadline = _monotonic() + _GRACE
-            self.shared[_LOOK] = 1  # it takes no other job meanwhile
+            self.shared[_HEED] = 1  # it takes no other job meanwhile
             self.told = self.signal_group(signal.SIGTERM)
 
     @property
@@ -8722,7 +8720,7 @@ class _SlotRunner(_Runner):
         now = _monotonic()
         for slot in list(self._slots):
             if slot.deadline <= now:
-                slot.shared[_LOOK] = 1  # it takes no other job, which would be ended in its place
+                slot.shared[_HEED] = 1  # it takes no other job, which would be ended in its place
                 self._hear(slot)
             if slot.deadline <= now and slot in self._slots:
                 self._overdue(slot)
@@ -10649,7 +10647,7 @@ class _RunLine:
     def recover(self, dag: Dag, options: dict[str, Any]) -> list[_RunFuture]:
         run = self._checked("recover()", dag, options)
         path = run.path
-        _check_place(path)
+        _check_path(path)
         left: list[str] = []
         with contextlib.suppress(_Empty):
             runs = _read_runs(path, dag.dag_id, not_yet="success") if os.path.exists(path) else []
