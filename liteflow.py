@@ -6380,6 +6380,9 @@ def _pickled(value: Any, said: str) -> bytes | _Pieces:
         raise trouble from None
 
 
+# --- Worker: errors as text -----------------------------------------------------------------------
+
+
 def _brief(error: BaseException) -> str:
     """The type and message of an error, in one line: of a failure, tables show no more than its
     last one. Of a traceback that it quotes (another process's), the last line, and where."""
