@@ -4352,7 +4352,7 @@ class _Callback(_Record):
     attempt: _Attempt
     name: str | None  # None: there are none, and the worker that holds the attempt may let it go
     reason: str | None
-    facts: Mapping[str, Any] = {}  # how the attempt ended, or the run whose they are
+    facts: Mapping[str, Any] = {}  # how the attempt ended, or which other run's they are
 
 
 class _Batch:
@@ -5918,7 +5918,7 @@ class _Execution:
             case "tuple", parts:
                 return tuple(map(self.element, parts))
             case "gone", n:
-                raise LookupError(f"what it is mapped over has no element {n} any more: resume")
+                raise LookupError(f"it is mapped over element {n}, which is gone: resume the run")
             case "map", n, inner:
                 mapping: Any = self.task._mapping
                 return mapping.functions[n](self.element(inner))
@@ -5956,7 +5956,7 @@ class _Execution:
         """The value of an argument of a @dag function, or of `dag.param`."""
         params = self.run.info["params"]  # what conf gives is in there
         if name not in params and not default:
-            raise AirflowException(f"param {name!r} has no value: give it a default, or by conf")
+            raise AirflowException(f"param {name!r} has no value: set a default, or pass conf")
         return _plain_copy(params[name]) if name in params else default[0]
 
     def loaded(self, data: bytes, whose: str = "") -> Any:
@@ -7042,8 +7042,8 @@ class _Worker:
                 pass
 
     def _close_dropped(self) -> None:
-        """Have closed what a task has opened and dropped: in a circle of objects, as sqlite3's
-        connections are, it would stay open, and fail the next try by its lock or transaction."""
+        """See that what a task has opened and dropped is closed: in a circle of objects, as sqlite3
+        makes them, it would stay open, and fail the next try by its lock or transaction."""
         free = self._lowest_free()
         for generation in (1, 2):  # of all objects, where pandas is imported: 10 ms and more
             if free > self.free:
@@ -7062,8 +7062,8 @@ class _Worker:
         return descriptor
 
     def _drain_logging(self) -> None:
-        """Have written what handlers of `logging` hold back: in a buffer, or for the thread of a
-        listener, which would write it into the next task's log, or never."""
+        """See that what handlers of `logging` hold back is written: it is in a buffer, or for the
+        thread of a listener, which would write it into the next task's log, or never."""
         late: Any = sys.modules.get("logging.handlers")
         known = [] if late is None else [each() for each in getattr(logging, "_handlerList", ())]
         for handler in known:
@@ -7090,7 +7090,7 @@ class _Worker:
                 io.TextIOWrapper.__init__(stream, buffer, "utf-8", "backslashreplace", None, True)
 
     def _restore_signals(self) -> None:
-        """Undo what a task set of that, at once: what it raises is to hit nothing but its job."""
+        """Undo what a task set of these, at once: what they raise is to hit nothing but its job."""
         try:
             for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
                 signal.setitimer(timer, 0)  # before the handler goes: it would kill us
@@ -7895,7 +7895,7 @@ class _Slot:
             if getattr(self.process._popen, "method", "") != "forkserver":
                 self.pidfd, self._teller = _end_of_child(self.process)
         self.sentinel = self.process.sentinel if self.pidfd is None else self.pidfd
-        # It is to watch the same: a worker outlives the forkserver that it came from.
+        # The executor is to watch that, too: a worker outlives the forkserver that it came from.
         executor._processes[self.pid] = watched = _Watched(self.pid, self.sentinel)
         return watched
 
@@ -8091,7 +8091,7 @@ def _let_go_of_slots() -> None:
     _live_slots.clear()
     _set_up_slots.cache_clear()  # multiprocessing forgets what it was to do at the end
     for pool in list(_pools):
-        for runner in pool._runners:  # a worker is handed its end
+        for runner in pool._runners:  # the ends of its queue
             runner._ours.close()
             runner._theirs.close()
         if pool._server is not None:

@@ -5675,7 +5675,7 @@ class ContextTest(Case):
         source = "with DAG('d') as dag: task(task_id='f')(abs)(dag.param('size'))\n"
         self.assertEqual(self.run_flow(source, conf={"size": -1}).xcom_pull("f"), 1)
         error = self.run_flow(source).get_task_instance("f").error
-        self.assertIn("param 'size' has no value: give it a default, or by conf", error)
+        self.assertIn("param 'size' has no value: set a default, or pass conf", error)
 
 
 class FindingTest(Case):
@@ -14982,7 +14982,7 @@ class AgainTest(FlowCase):
         self.bad = set()
         self.assertEqual(self.resume(flow(["a", "b"])), ["mount", "umount"])
         self.assertEqual(self.state_of("work[1]", "work[2]"), ["success", "failed"])
-        self.assertIn("no element 2 any more", self.last.get_task_instance("work", 2).error)
+        self.assertIn("element 2, which is gone", self.last.get_task_instance("work", 2).error)
 
     def test_a_task_that_is_new_in_a_group_over_a_setup_taken_along_goes_with_the_others(self):
         def flow(given, new=False):
