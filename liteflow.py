@@ -6656,16 +6656,143 @@ def _with_values(outcome: _Outcome, values: Iterable[bytes]) -> _Outcome:
     return outcome._replace(xcoms=xcoms, items=[(text, next(rest)) for text, _ in outcome.items])
 
 
+# --- Worker: what tasks change and leave in a process ---------------------------------------------
+
+_NO_TERMINAL = "a worker process, which has no terminal: run it by --task TASK, or dag.test()"
+
+
+@functools.cache
+def _let_c_print_lines() -> None:
+    """C's stdout, which is no terminal, would keep what it has until its buffer is full."""
+    with contextlib.suppress(Exception):  # no ctypes, or another C library
+        libc = ctypes.CDLL(None)
+        out = ctypes.c_void_p.in_dll(libc, "__stdoutp" if sys.platform == "darwin" else "stdout")
+        libc.setvbuf(out, None, 1, 0)  # _IOLBF
+
+
+def _own_loop() -> Any:
+    """What has asyncio's current event loop of this thread as `_loop`, or None if there is none."""
+    policy = getattr(sys.modules.get("asyncio.events"), "_event_loop_policy", None)
+    local = getattr(policy, "_local", None)
+    return local if hasattr(local, "_loop") else None  # another's policy may keep it elsewhere
+
+
+def _figures() -> set[int]:
+    """The figures of matplotlib's pyplot: what a task plots would be drawn over what is there."""
+    return {*getattr(sys.modules.get("matplotlib.pyplot"), "get_fignums", tuple)()}
+
+
+def _remove_shared() -> None:
+    """Remove what multiprocessing made for a worker that will be killed: semaphores, of which its
+    resource tracker would complain, and the folder of a forkserver's socket."""
+    for each in list(getattr(multiprocessing.util, "_finalizer_registry", {}).values()):
+        callback = getattr(each, "_callback", None)
+        if getattr(callback, "__qualname__", "") in ("SemLock._cleanup", "_remove_temp_dir"):
+            with contextlib.suppress(Exception):
+                each()
+
+
+def _no_breakpoint(*args: object, **kwargs: object) -> None:
+    if os.environ.get("PYTHONBREAKPOINT") != "0":  # which turns them off
+        raise RuntimeError(f"breakpoint() in {_NO_TERMINAL}")
+
+
+def _input(prompt: object = "", /) -> str:
+    """In place of the builtin, as a notebook's asks its browser, and would wait for good."""
+    print(prompt, end="", flush=True)
+    if line := sys.stdin.readline():  # a task may have put something there
+        return line.removesuffix("\n")
+    raise EOFError(f"input() in {_NO_TERMINAL}")
+
+
+def _has_more_threads(busy: int) -> bool:
+    """Whether more threads are busy, once those that progress bars leave have ended: rich's is
+    about to, and tqdm's, which watches all bars, is told to."""
+    for each in threading.enumerate():
+        if type(each).__module__ == "tqdm._monitor":
+            each.was_killed.set()  # type: ignore[attr-defined]
+        if type(each).__module__ in ("tqdm._monitor", "rich.live"):
+            each.join(timeout=0.1)
+    pools = getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ())
+    for _ in range(20 if pools else 1):
+        time.sleep(0.001)  # one of a pool gets to begin what it was handed, or to end it
+        if _count_threads() <= busy:
+            return False
+    return True
+
+
+def _count_threads() -> int:
+    """The threads of this process, but for those of a ThreadPoolExecutor that have nothing to do: a
+    library's pool stays for its next use (Dask's, say), and does no harm to the next task. Where
+    each task leaves a pool of its own, they count in the end."""
+    frames = sys._current_frames().values()
+    at = [(frame.f_globals.get("__name__"), frame.f_code.co_name) for frame in frames]
+    idle = at.count(("concurrent.futures.thread", "_worker"))
+    return threading.active_count() - min(idle, 256)
+
+
+def _child_pids() -> set[int]:
+    """The process's living children; where the system does not list them, one 0 for all of them."""
+    found: set[int] = set()
+    for path in glob.glob("/proc/self/task/*/children"):
+        with contextlib.suppress(OSError):
+            found.update(map(int, _bytes_of(path).split()))
+    with contextlib.suppress(ChildProcessError):
+        while not found:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                found.add(0)
+    return found
+
+
+def _bytes_of(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _ps(asked: str) -> str:
+    """What `ps` tells, where there is no /proc (macOS)."""
+    with os.popen(f"ps {asked} 2>/dev/null") as told:
+        return told.read()
+
+
+def _strays(worker: int, log: int) -> list[int]:
+    """What left a worker's group, but is in its session or has its log (an open file)."""
+    # macOS does not tell whose output a process holds.
+    found: list[str] = []
+    with contextlib.suppress(OSError):  # no descriptor is left to look with
+        found = os.listdir("/proc") if os.path.exists("/proc/self") else _ps("-A -o pid=").split()
+    strays = []
+    for pid in map(int, filter(str.isdecimal, found)):
+        with contextlib.suppress(OSError):
+            if os.getpgid(pid) == worker:
+                continue  # of the group: a second TERM would cut off what the first lets run
+            outputs = filter(os.path.exists, (f"/proc/{pid}/fd/1", f"/proc/{pid}/fd/2"))
+            if os.getsid(pid) == worker or any(os.path.samefile(log, file) for file in outputs):
+                strays.append(pid)
+    return strays
+
+
+def _signal_each(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            os.kill(pid, number)
+
+
+def _resources(limited: Sequence[int]) -> tuple[list[Any], Any]:
+    """The process's limits and rights, and what its ended children used: each one adds to that."""
+    limits: list[Any] = [*map(resource.getrlimit, limited), os.geteuid()]
+    limits += os.getpriority(os.PRIO_PROCESS, 0), getattr(os, "sched_getaffinity", bool)(0)
+    return limits, resource.getrusage(resource.RUSAGE_CHILDREN)
+
+
 # --- Worker: the process --------------------------------------------------------------------------
 
 _LOG_LIMIT = 1024 * 1024  # bytes at which a worker's log file is emptied, between two jobs
 _BLINK = 2e-5  # seconds; what took less has used no library that keeps something, nor left a file
 _TAKING, _HEED = 0, 1  # indexes of the bytes that a worker shares with the scheduler: see _Worker
 _BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.h)
-_NO_TERMINAL = "a worker process, which has no terminal: run it by --task TASK, or dag.test()"
 _worker: _Worker | None = None  # the one that this process is, if it is one
 _remote_lock = threading.RLock()  # of the threads of a foreign executor
-
 _WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
 _WATCHED_LIMITS = "AS DATA NOFILE FSIZE CPU NPROC".split()  # a change of one costs the worker
 
@@ -6810,8 +6937,7 @@ class _Worker:
             self.control.send(("done", tuple(lost), number))
 
     def _heed(self) -> _Job | None:
-        """Do what the scheduler says; if it says nothing, wait for it or for a job. Returns a job
-        that came over the control pair."""
+        """Do what the scheduler says; if nothing, wait. Returns a job if it has sent one."""
         self.shared[_HEED] = 0  # before looking: what comes later sets it again
         message = self.control.receive()
         if message is None:
@@ -7148,11 +7274,10 @@ class _Worker:
         limits, used = _resources(self._limited)
         if limits != self._limits:
             return "the task changed its user, a resource limit, its priority or its CPUs"
-        # A child that is gone may have left one of its own, which shows by its hold on the output:
-        # only if there was one, that is if the ended ones have used more, is that looked for.
+        # A child that has ended may have left one of its own, which still holds the output: that is
+        # looked for where ended ones have used more, or helpers that are not listed may hide one.
         had_children, self._children_used = used != self._children_used, used
         try:
-            # Or where helpers may hide one, since the system does not list them.
             self._renew_output(anew=had_children or 0 in self._helpers)
         except OSError:
             return "the task closed its output, or left a process that holds it"
@@ -7175,130 +7300,6 @@ class _Worker:
             os.dup2(self.log_file, standard)
         if anew:  # the lock goes with the last copy of the descriptor
             fcntl.flock(self.log_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-@functools.cache
-def _let_c_print_lines() -> None:
-    """C's stdout, which is no terminal, would keep what it has until its buffer is full."""
-    with contextlib.suppress(Exception):  # no ctypes, or another C library
-        libc = ctypes.CDLL(None)
-        out = ctypes.c_void_p.in_dll(libc, "__stdoutp" if sys.platform == "darwin" else "stdout")
-        libc.setvbuf(out, None, 1, 0)  # _IOLBF
-
-
-def _own_loop() -> Any:
-    """What has asyncio's current event loop of this thread as `_loop`, or None if there is none."""
-    policy = getattr(sys.modules.get("asyncio.events"), "_event_loop_policy", None)
-    local = getattr(policy, "_local", None)
-    return local if hasattr(local, "_loop") else None  # another's policy may keep it elsewhere
-
-
-def _figures() -> set[int]:
-    """The figures of matplotlib's pyplot: what a task plots would be drawn over what is there."""
-    return {*getattr(sys.modules.get("matplotlib.pyplot"), "get_fignums", tuple)()}
-
-
-def _remove_shared() -> None:
-    """Remove what multiprocessing made for a worker that will be killed: semaphores, of which its
-    resource tracker would complain, and the folder of a forkserver's socket."""
-    for each in list(getattr(multiprocessing.util, "_finalizer_registry", {}).values()):
-        callback = getattr(each, "_callback", None)
-        if getattr(callback, "__qualname__", "") in ("SemLock._cleanup", "_remove_temp_dir"):
-            with contextlib.suppress(Exception):
-                each()
-
-
-def _no_breakpoint(*args: object, **kwargs: object) -> None:
-    if os.environ.get("PYTHONBREAKPOINT") != "0":  # which turns them off
-        raise RuntimeError(f"breakpoint() in {_NO_TERMINAL}")
-
-
-def _input(prompt: object = "", /) -> str:
-    """In place of the builtin, as a notebook's asks its browser, and would wait for good."""
-    print(prompt, end="", flush=True)
-    if line := sys.stdin.readline():  # a task may have put something there
-        return line.removesuffix("\n")
-    raise EOFError(f"input() in {_NO_TERMINAL}")
-
-
-def _has_more_threads(busy: int) -> bool:
-    """Whether more threads are busy, once those that progress bars leave have ended: rich's is
-    about to, and tqdm's, which watches all bars, is told to."""
-    for each in threading.enumerate():
-        if type(each).__module__ == "tqdm._monitor":
-            each.was_killed.set()  # type: ignore[attr-defined]
-        if type(each).__module__ in ("tqdm._monitor", "rich.live"):
-            each.join(timeout=0.1)
-    pools = getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ())
-    for _ in range(20 if pools else 1):
-        time.sleep(0.001)  # one of a pool gets to begin what it was handed, or to end it
-        if _count_threads() <= busy:
-            return False
-    return True
-
-
-def _count_threads() -> int:
-    """The threads of this process, but for those of a ThreadPoolExecutor that have nothing to do: a
-    library's pool stays for its next use (Dask's, say), and does no harm to the next task. Where
-    each task leaves a pool of its own, they count in the end."""
-    frames = sys._current_frames().values()
-    at = [(frame.f_globals.get("__name__"), frame.f_code.co_name) for frame in frames]
-    idle = at.count(("concurrent.futures.thread", "_worker"))
-    return threading.active_count() - min(idle, 256)
-
-
-def _child_pids() -> set[int]:
-    """The process's living children; where the system does not list them, one 0 for all of them."""
-    found: set[int] = set()
-    for path in glob.glob("/proc/self/task/*/children"):
-        with contextlib.suppress(OSError):
-            found.update(map(int, _bytes_of(path).split()))
-    with contextlib.suppress(ChildProcessError):
-        while not found:
-            if os.waitpid(-1, os.WNOHANG) == (0, 0):
-                found.add(0)
-    return found
-
-
-def _bytes_of(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def _ps(asked: str) -> str:
-    """What `ps` tells, where there is no /proc (macOS)."""
-    with os.popen(f"ps {asked} 2>/dev/null") as told:
-        return told.read()
-
-
-def _strays(worker: int, log: int) -> list[int]:
-    """What left a worker's group, but is in its session or has its log (an open file)."""
-    # macOS does not tell whose output a process holds.
-    found: list[str] = []
-    with contextlib.suppress(OSError):  # no descriptor is left to look with
-        found = os.listdir("/proc") if os.path.exists("/proc/self") else _ps("-A -o pid=").split()
-    strays = []
-    for pid in map(int, filter(str.isdecimal, found)):
-        with contextlib.suppress(OSError):
-            if os.getpgid(pid) == worker:
-                continue  # of the group: a second TERM would cut off what the first lets run
-            outputs = filter(os.path.exists, (f"/proc/{pid}/fd/1", f"/proc/{pid}/fd/2"))
-            if os.getsid(pid) == worker or any(os.path.samefile(log, file) for file in outputs):
-                strays.append(pid)
-    return strays
-
-
-def _signal_each(pids: Iterable[int], number: int) -> None:
-    for pid in pids:
-        with contextlib.suppress(OSError):  # it has ended
-            os.kill(pid, number)
-
-
-def _resources(limited: Sequence[int]) -> tuple[list[Any], Any]:
-    """The process's limits and rights, and what its ended children used: each one adds to that."""
-    limits: list[Any] = [*map(resource.getrlimit, limited), os.geteuid()]
-    limits += os.getpriority(os.PRIO_PROCESS, 0), getattr(os, "sched_getaffinity", bool)(0)
-    return limits, resource.getrusage(resource.RUSAGE_CHILDREN)
 
 
 def _die_with(pipe: int, whom: int) -> None:
@@ -7677,9 +7678,8 @@ class _Runner:
         return []
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
-        """Let the worker that still holds the attempt run the callbacks that are due, once its
-        outcome is committed, or go on; if its `job` is given, any idle worker. False if there is
-        none."""
+        """Let the worker that still holds the attempt, whose outcome is committed, run the due
+        callbacks, or go on; if its `job` is given, any idle worker. False if there is none."""
         return True
 
     def calling(self) -> list[_Attempt]:
