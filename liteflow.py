@@ -6385,7 +6385,7 @@ def _pickled(value: Any, said: str) -> bytes | _Pieces:
 
 def _brief(error: BaseException) -> str:
     """The type and message of an error, in one line: of a failure, tables show no more than its
-    last one. Of a traceback that it quotes (another process's), the last line, and where."""
+    last. Of a traceback that it quotes (another process's), the last line, and where."""
     text = _shown(error, sys.maxsize, _storable)
     what, quoted, _ = text.partition("\nTraceback (most recent call last):\n")
     text = f"{what} {_with_place(_last_line(text), text)}" if quoted else text
@@ -7439,8 +7439,7 @@ class _ForkedServer:
     def exit_code(self, pid: int) -> int | None:
         """A worker's, negative for a signal, or None while it runs. It is told once: until then no
         other process can have this id. Raises OSError, EOFError."""
-        code: int | None = self._ask((pid,))
-        return code
+        return self._ask((pid,))  # type: ignore[no-any-return]
 
     def _ask(self, ended: tuple[int, ...], file: int | None = None) -> Any:
         if self._lock._is_owned():  # a destructor has cut in, and ends the pool
