@@ -4589,8 +4589,7 @@ def _read(
         wal, identity = before = state()
         _check_path(path)  # opening a pipe would wait for its other end
         if identity is None:
-            names = "--db, db_path or $LITEFLOW_DB names another"
-            raise DatabaseError(f"there is no database {path}: {names}")
+            raise DatabaseError(f"there is no database {path}: set --db, db_path or $LITEFLOW_DB")
         try:
             found = _read_once(path, wal, most, lambda db: look(db, *arguments, **named))
             if wal or state() == before:
