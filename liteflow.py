@@ -10084,11 +10084,11 @@ class _Run(_Start):
             if outcome.unasked and self.reason is None:
                 self._unasked.append((_monotonic() + _TOGETHER, attempt, outcome))
             else:
-                self._take(attempt, outcome)
+                self._conclude(attempt, outcome)
         # A job that somebody else told to end counts as interrupted if the run is stopped, too
         # (systemd tells the whole group at once); if not so a moment later, as failed.
         while self._unasked and (self.reason or self._unasked[0][0] < _monotonic()):
-            self._take(*self._unasked.popleft()[1:])
+            self._conclude(*self._unasked.popleft()[1:])
         if self.plan.doomed:
             self._end_doomed()
 
@@ -10145,14 +10145,14 @@ class _Run(_Start):
         """End what the plan has given up; what no worker has taken does not start at all."""
         waiting, self._batch.jobs = self._batch.jobs, []
         for attempt in [*self.runner.withdraw(), *waiting]:
-            self._take_back(attempt)
+            self._withdraw(attempt)
         why = self.reason or self._given_up()
         for instance in self.plan.doomed:
             if instance in self._attempts:
                 self.runner.end(self._attempts[instance], why, self._forced)
         self.plan.doomed.clear()
 
-    def _take_back(self, attempt: _Attempt) -> None:
+    def _withdraw(self, attempt: _Attempt) -> None:
         """Undo the start of an attempt that no worker has taken, and none will."""
         instance = attempt.instance
         if not attempt.pokes:
@@ -10203,7 +10203,7 @@ class _Run(_Start):
         for attempt in [*self._batch.jobs]:
             if self._is_crowded(attempt.instance, 0):
                 self._batch.jobs.remove(attempt)
-                self._take_back(attempt)
+                self._withdraw(attempt)
 
     def _start(self, instance: _Instance) -> None:
         self.plan.start(instance)
@@ -10232,7 +10232,7 @@ class _Run(_Start):
         self.plan.start(instance)
         attempt = self._attempts[instance] = _Attempt(instance)
         attempt.state = "running"  # which is not worth telling
-        self._take(attempt, _Outcome("success", None, start=time.time()), "on_execute_callback")
+        self._conclude(attempt, _Outcome("success", None, start=time.time()), "on_execute_callback")
 
     def _record(self) -> None:
         """Commit the batch, then send the jobs. While the database is locked, only hear workers."""
@@ -10340,7 +10340,7 @@ class _Run(_Start):
 
     # What workers say.
 
-    def _take(self, attempt: _Attempt, outcome: _Outcome, *due: str) -> None:
+    def _conclude(self, attempt: _Attempt, outcome: _Outcome, *due: str) -> None:
         """An attempt ended: let the plan decide what its instance becomes. `due`: callbacks that
         come before the one for that."""
         instance = attempt.instance
@@ -10416,8 +10416,8 @@ class _Run(_Start):
     # What comes from outside.
 
     def _look_around(self) -> None:
-        """Do what was asked for from outside, and what is due by time. Outcomes are taken after
-        that: what was ended together with the run is no failure."""
+        """Do what was asked for from outside, and what is due by time. Outcomes come after that:
+        what was ended together with the run is no failure."""
         if self._caught:
             name = signal.Signals(self._caught[0]).name
             self._stop(f"stopped by {name}", now=len(self._caught) > 1)

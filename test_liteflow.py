@@ -8746,7 +8746,7 @@ class AheadTest(Case):
         self.assertEqual(run.get_task_instance("long").state, None)
 
     def test_what_ends_while_the_database_is_locked_has_its_consequences(self):
-        record, take, ended = liteflow._Store.record, liteflow._Run._take, threading.Event()
+        record, conclude, ended = liteflow._Store.record, liteflow._Run._conclude, threading.Event()
 
         def locked(store, batch, *check):
             if not ended.is_set() and any(
@@ -8757,7 +8757,7 @@ class AheadTest(Case):
             record(store, batch, *check)
 
         def noted(run, attempt, outcome):
-            take(run, attempt, outcome)
+            conclude(run, attempt, outcome)
             if attempt.instance.task_id == "choose":
                 ended.set()
 
@@ -8778,7 +8778,7 @@ class AheadTest(Case):
             with (
                 self.subTest(chosen=chosen),
                 mock.patch.object(liteflow._Store, "record", locked),
-                mock.patch.object(liteflow._Run, "_take", noted),
+                mock.patch.object(liteflow._Run, "_conclude", noted),
             ):
                 run = module.dag.run(db_path=self.db, executor=pool())
                 found = self.states(run)
