@@ -10488,9 +10488,9 @@ class _Run(_Start):
         for row, name, reason, more in [*due, (ended, _CALLBACK_OF[state], why, how)]:
             if getattr(self.dag, name) is not None:
                 facts = {**vars(row), "run_row": row.id, "conf": _parsed(row.conf, dict), **more}
-                # Where no failures can be looked up; of a success none is the reason.
                 if self.runner.remote and name == "on_failure_callback":
-                    facts["reason"] = DagRun(row, self.path)._failures(2)[2] or None
+                    found = DagRun(row, self.path)  # a worker there can't look up why it failed
+                    facts["reason"] = found._why(*found._failures(2)) or None
                 self._callbacks.append(_Callback(last, f"dag_{name}", reason, facts))
         signals = len(self._caught)
         try:
@@ -11173,27 +11173,31 @@ class DagRun:
         (of a run that was deleted its own reason alone)."""
         died = self._owner_died
         if died or self.state is DagRunState.FAILED:
-            why = self._failures(_MOST_TOLD)[2] or (_DIED if died else "no reason is recorded")
+            why = self._why(*self._failures(_MOST_TOLD))
+            why = why or (_DIED if died else "no reason is recorded")
             raise DagRunFailed(f"run {self.run_id!r} of DAG {self.dag_id!r} failed: {why}", self)
         return self
 
-    def _failures(self, most: int, found: Any = None) -> tuple[list[TaskInstance], int, str]:
-        """The first failed tasks, how many there are in all, and the reasons, the run's first: of
-        one that was deleted meanwhile that alone. `found`: what a look has found of them."""
+    def _failures(self, most: int, found: Any = None) -> tuple[list[TaskInstance], int]:
+        """The first failed tasks, and how many there are in all; none if the run was deleted
+        meanwhile. `found`: what a look has found of them."""
         with contextlib.suppress(RunNotFound):
             found = found or self._look(_select_failed, limit=most)
         rows, count = found or ([], 0)
-        failed = [_instance_of(row, self, False) for row in rows]
+        return [_instance_of(row, self, False) for row in rows], count
+
+    def _why(self, failed: Sequence[TaskInstance], count: int) -> str:
+        """Why it failed: its own reason, then those of these tasks, the first of so many."""
         told = [f"{ti._label}: {_last_line(ti.error)}" for ti in failed]
-        more = [f"and {count - most} more"] if count > most else []
-        return failed, count, "; ".join(filter(None, [self.reason, *told, *more]))
+        more = [f"and {count - len(failed)} more"] if count > len(failed) else []
+        return "; ".join(filter(None, [self.reason, *told, *more]))
 
     def __repr__(self) -> str:
         why = ""
         if self.state is DagRunState.FAILED:
             why = f": {self.reason}" if self.reason else ""
             with contextlib.suppress(AirflowException):  # it may have been deleted
-                why = f": {self._failures(2)[2] or 'no reason is recorded'}"
+                why = f": {self._why(*self._failures(2)) or 'no reason is recorded'}"
         return f"<DagRun {self.dag_id} {self.run_id} [{self.state}{why}]>"
 
     def _repr_html_(self) -> str:
@@ -12904,11 +12908,11 @@ def _cmd_runs(options: argparse.Namespace) -> None:
     look = functools.partial(_select_failed, limit=_FEW_TOLD)  # of all by one connection
     found = _read(options.db, lambda db: {x: look(db, x._row.id) for x in wanted})
     for run in runs[:most]:
-        failed, count, why = run._failures(_FEW_TOLD, found[run]) if run in found else ([], 0, "")
+        failed, count = run._failures(_FEW_TOLD, found[run]) if run in found else ([], 0)
         errors = [_document(x, "task_id map_index", reason=_last_line(x.error)) for x in failed]
         documents.append({**_run_document(run), "failed": count, "errors": errors})
         name, took = _short_name(run, ids), _seconds_text(run.duration)
-        rows.append((name, _run_state(run), _when(run.start_date), took, why))
+        rows.append((name, _run_state(run), _when(run.start_date), took, run._why(failed, count)))
     if options.json:
         _print_json(documents)
     else:
