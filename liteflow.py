@@ -8201,7 +8201,7 @@ class WorkerPool:
         self.max_workers: int = min(checked, 1000)
         _optional(None, _function).check("initializer", initializer)
         self._initializer = (initializer, tuple(_of_type(list, tuple)("initargs", initargs)))
-        self._asked = mp_context
+        self._asked_context = mp_context
         if mp_context is not None:  # a wrong one is refused now, and a forkserver begins to start
             _start_context(mp_context)
         self._closed = False
@@ -8275,7 +8275,7 @@ class WorkerPool:
             if runs is not None:
                 runs.close(cancel_futures or stop, stop)
             if self._lock._is_owned() or (runs is not None and (not wait or runs.is_within())):
-                self._closed = self._closed or runs is None  # or a line just being made takes runs
+                self._closed = self._closed or runs is None  # else a line being made takes runs
                 threading.Thread(target=self.shutdown).start()
                 return
             if runs is not None:
@@ -8319,7 +8319,7 @@ class WorkerPool:
             with self._lock:
                 if not self._closed:
                     to_close, self._kept_store = self._kept_store, store
-        if to_close is not None:  # of runs side by side, all but one are not the last
+        if to_close is not None:  # not the last of its file, where the kept one is of that, too
             to_close.close(is_last=to_close is store or to_close.path != store.path)
 
     def _close_store(self) -> None:
@@ -8339,7 +8339,7 @@ class WorkerPool:
         if self._closed:
             raise RuntimeError("the WorkerPool is shut down")
         interactive = runner.since > 0
-        if self._asked is None and self._initializer[0] is None:
+        if self._asked_context is None and self._initializer[0] is None:
             # No room for a process: the other ways say so, too. A subinterpreter may not fork.
             with self._lock, contextlib.suppress(ImportError, OSError, RuntimeError):
                 if self._server is not None and self._server.serves(runner):
@@ -8352,11 +8352,11 @@ class WorkerPool:
                         self._server = _ForkedServer("fork" if interactive else None)
                         if self._server.serves(runner):
                             return self._server
-        if interactive and self._asked is None:  # what a notebook defines, no worker can import
+        if interactive and self._asked_context is None:  # no worker can import what it defines
             for library in {"lightgbm", "polars", "torch", "xgboost"} & sys.modules.keys():
                 _warn_of_fork(library)
             return _start_context("fork")
-        return _start_context(self._asked)
+        return _start_context(self._asked_context)
 
     def _weed(self, runner: _SlotRunner, context: Any) -> None:
         """End idle workers that were killed while nobody looked, or that don't know the DAG: their
@@ -8502,13 +8502,14 @@ class _SlotRunner(_Runner):
         self._out: dict[int, tuple[_Attempt, _Job]] = {}  # sent; no worker told that it took it
         self._heard = 0.0  # when a worker last said something
         self._deaf = False  # those that look idle left a job lying, and nobody spoke since
-        self._looked = self._watch = 0.0  # when it last looked for those, and a clock that ...
-        self._stuck: dict[_Slot, float] = {}  # ... tells since when one has been about to take one
+        self._watch = self._looked = 0.0  # a clock that stops with this process; its last look
+        self._stuck: dict[_Slot, float] = {}  # since when, by it, each is about to take a job
         self._streak = -1  # quick jobs in a row; below 0 for some time after a slow one
         self._suspects: set[int] = set()  # jobs that a dead worker may have taken ...
         self._unclear: list[_Slot] = []  # ... unless one of these did
-        self._death = ""  # how the latest of them ended
-        self._ending: dict[_Attempt, tuple[str, bool]] = {}  # to be ended as soon as it is taken
+        self._death = ""  # how the latest worker that died so ended
+        # Attempts to be ended as soon as they are taken: why, and whether at once.
+        self._ending: dict[_Attempt, tuple[str, bool]] = {}
         self._poll = select.poll()
         self._watched: dict[int, _Slot] = {}  # by the descriptors of its pair and its worker's end
         self._poll.register(self._ours, select.POLLIN)  # for `wake`
@@ -8668,10 +8669,10 @@ class _SlotRunner(_Runner):
         while self._unsent:
             attempt, job = self._unsent[0]
             number = next(self._numbers)
-            # Quick jobs came before it, and no other is out.
-            alone = self._streak > 0 and not self._out and len(self._unsent) == 1
+            # One of a chain of quick ones: its worker lingers for the next, which comes at once.
+            eager = self._streak > 0 and not self._out and len(self._unsent) == 1
             try:
-                self._send((number, alone and not self._busy(), *job))
+                self._send((number, eager and not self._busy(), *job))
                 self._out[number], self._heard = (attempt, job), _monotonic()
             except (BlockingIOError, ConnectionError):
                 return  # it is full; or its worker is dead, which is noticed elsewhere
@@ -8716,8 +8717,9 @@ class _SlotRunner(_Runner):
             self._hand_over(_monotonic())
         self._flush()
         until = _monotonic() + timeout
-        while not (self._events or self._listen(until) or self.wanted or self._unsent or waiting):
-            pass  # what a worker took changes nothing for a run that has no more to start
+        while not (self._events or self._listen(until)):  # a worker took a job, and that was all
+            if self.wanted or self._unsent or waiting:
+                break  # which leaves room for another one
         now = _monotonic()
         for slot in list(self._slots):
             if slot.deadline <= now:
@@ -8989,9 +8991,10 @@ class _SlotRunner(_Runner):
                 "the script, or a module, starts a run while a worker imports it: put the call of "
                 'run() or cli() below `if __name__ == "__main__":`, or into a function'
             )
-        # Unless it could not go on: a signal may have been meant for all, and how it ended does not
-        # tell (1 by a Ctrl-C as it imported the script, 255 where its forkserver was gone before).
-        killed = slot.exitcode not in (None, _BROKEN)
+        # One that told an error, or could not go on, will do so again. Else a signal may have ended
+        # it, meant for all, which its exit code does not tell: that is 1 after a Ctrl-C during the
+        # script's import, 255 where the forkserver was gone before.
+        may_pass = slot.exitcode not in (None, _BROKEN)
         if slot in self._slots:
             slot.spoilt = why
             self._lose(slot)
@@ -9003,7 +9006,7 @@ class _SlotRunner(_Runner):
                 return
             more = _of_replaced()  # which a worker's end may tell already
             error = UnreachableTask(why if more in why else f"{why}{more}")
-            error._may_pass = killed
+            error._may_pass = may_pass
             raise error
 
     _on_failed = _fail_start  # before it could join any run, whichever had asked
