@@ -9305,7 +9305,7 @@ def _owned_folder(path: str) -> Iterator[tuple[str, str]]:
     """
     _sweep(path)
     # Other users who may read the database may see whether the owner lives, and nothing else. Those
-    # who may not must not open its file: by a lock on it, a dead owner would live.
+    # who may not must not open the file: by a lock on it they would keep a dead owner alive.
     mode = 0o711
     with contextlib.suppress(OSError, AttributeError):  # Windows has no such users
         found = os.stat(path)
@@ -9317,7 +9317,7 @@ def _owned_folder(path: str) -> Iterator[tuple[str, str]]:
         try:
             os.mkdir(folder, mode)  # by calls that tests of tasks seldom replace
             file = os.open(f"{folder}/owner", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            # Whatever the umask: to others a dead owner lives whose file they can't open.
+            # Whatever the umask: who can't open the file takes a dead owner for a living one.
             with contextlib.suppress(OSError):  # a file system may have no such modes
                 os.chmod(f"{folder}/owner", 0o644)
                 os.chmod(folder, mode)
@@ -9376,7 +9376,7 @@ def _owner_lives(path: str, owner: str | None) -> bool:
             return not _lock(mark.fileno(), shared=True)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # another user's, which can't be looked at: never run twice
+    except OSError:  # another user's, which can't be looked at: rather refused than run twice
         return True
 
 
@@ -9391,19 +9391,19 @@ def _sweep(path: str) -> None:
         owned = os.path.join(folder, each)
         if re.fullmatch(r"[0-9a-f]{16}", each.removeprefix(f"{name}-run-")):  # not a user's own
             with contextlib.suppress(OSError):
-                os.rmdir(owned)  # empty, as of who was killed before he marked it
+                os.rmdir(owned)  # empty: its owner was killed before it was marked
         with contextlib.suppress(OSError), _open_mark(owned) as mark:
             regular = stat.S_ISREG(os.fstat(mark.fileno()).st_mode)
             # After a power cut the name may be there, and nothing of what was written.
             marked = regular and mark.read(1000).strip(b"\0")[:11] in (b"", b'{"liteflow"')
-            # Shared, as by who asks whether the owner lives: he must not be told so by this lock.
+            # Shared, as in `_owner_lives`, which must not take this lock for that of an owner.
             if marked and _lock(mark.fileno(), shared=True):
                 _remove_folder(owned)
 
 
 def _remove_folder(folder: str) -> None:
-    """Remove an owner's folder, if it bears our mark; by its descriptor, as where others can make
-    files a link may have taken its place since it was looked at."""
+    """Remove an owner's folder, if it bears our mark; by its descriptor, as a link may have taken
+    its place since it was looked at, where others can make files."""
     flags = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
     with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as opened:
         at = os.open(folder, flags) if flags else None  # Windows opens no folder
@@ -9462,14 +9462,14 @@ class _Start:
         self._caught: list[int] = []  # signals that came, and are to end it
         self._stop_is_set = getattr(asked.stop, "is_set", bool)  # bool() is False
         self._calls: dict[str, tuple[_Call, str, _Settings]] = {}  # of each task: see `_job`
-        # By a mapping's id(): its elements' digests, results' previews, what gives constants'.
+        # Of a mapping, by its id(): digests, previews of results, a function for constants' ones.
         self._keys: dict[int, tuple[list[str], Any, Any]] = {}
         self._store: Any = None
         self._batch = _Batch()
 
     def _hear_signal(self, number: int | None, frame: Any) -> None:
         """One came, in the main thread; with its `number` if it is to end the run."""
-        # As a terminal is closed, its shell and the kernel both send SIGHUP.
+        # When a terminal is closed, its shell and the kernel both send SIGHUP.
         if number and not (self._caught and signal.Signals(number).name == "SIGHUP"):
             self._caught.append(number)
         self.runner.wake()
@@ -9511,7 +9511,7 @@ class _Start:
         info = self._info()
         calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
         pool = self.asked.executor
-        if not (isinstance(pool, WorkerPool) and pool._store_of(self.path)):  # checked by then
+        if not (isinstance(pool, WorkerPool) and pool._store_of(self.path)):  # which was checked
             _check_before_run(self.path)
         if self.recorded is None:  # a resume's plan depends on what is recorded
             self.plan = _Plan(dag, self.logical_date, pools=self.pools, order=self._order)
@@ -9643,7 +9643,7 @@ class _Start:
             raise _LookAgain
         if self.asked.in_line is not None:
             self.asked.in_line.check(row)
-        elif _owner_lives(self.path, row.owner):  # also in line: its future would be cancelled
+        elif _owner_lives(self.path, row.owner):  # or has it in line, with a future
             raise _refusal(row)
         return store.close_run(row.id) if row.state == "running" else row
 
@@ -9677,7 +9677,7 @@ class _Start:
 
     def _owe(self, attempt: _Attempt, names: Iterable[str]) -> bool:
         """Have the task's callbacks of these names called, once the attempt's end is recorded.
-        Whether there are any."""
+        Returns whether there are any."""
         task = attempt.instance.node.task
         wanted = [name for name in names if getattr(task, name, None) is not None]
         if wanted:
@@ -9844,10 +9844,11 @@ def _runner_for(dag: Dag, asked: types.SimpleNamespace) -> Callable[[], _Runner]
     is_of_file = dag._is_of_main and (dag.fileloc or "") == file
     interactive |= dag._module in ("__main__", "__console__") and not is_of_file
     since = _monotonic() if interactive else 0.0  # older workers don't know the DAG
-    # Not for any DAG of `__main__`: that may be a test runner, which calls who builds it.
+    # A package's `__main__` is imported by no worker either, but stays as it was when it built the
+    # DAG. It may be a test runner, which only calls what builds one: then no function is its own.
     own = (_full_name(_function_of(task)).startswith("__main__:") for task in dag.tasks)
     if not interactive and name.endswith("__main__") and any(own):
-        since = dag._born  # a package's is imported by nobody either, but it stays as it is
+        since = dag._born
     pool = executor or WorkerPool(asked.max_workers, asked.mp_context)
     return lambda: _SlotRunner(pool, executor is None, dag, since)
 
@@ -9897,7 +9898,7 @@ def _news_of(found: _Resumption) -> list[str]:
 # --- Run: its turns -------------------------------------------------------------------------------
 
 _GLANCE = 0.2  # seconds between looks for a request to stop, and for a log that grows without end
-_LEAST_LOG = [0, *[_LOG_FILE_LIMIT] * 4]  # bytes of a log to be read: any, at each fifth glance
+_LEAST_LOG = [0, *[_LOG_FILE_LIMIT] * 4]  # bytes from which a glance reads a log; each fifth reads all
 _SOON = 0.1  # seconds for a job's start to wait, so that it is recorded together with its end
 _TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
 _FRESH = 256  # small values that a run remembers
@@ -9926,8 +9927,9 @@ class _Run(_Start):
         self._make_runner = _runner_for(dag, self.asked)
         self._attempts: dict[_Instance, _Attempt] = {}  # sent and not ended, or between two pokes
         self._callbacks: collections.deque[_Callback] = collections.deque()
-        self._last: dict[TaskInstanceState | None, _Attempt] = {}  # the last to end in each
+        self._last: dict[TaskInstanceState | None, _Attempt] = {}  # the last to end in each state
         self._fresh: dict[tuple[str, str, int], Any] = {}  # rows of small results, the newest
+        # What somebody else told to end: until when a stop of the run may yet explain it.
         self._unasked: collections.deque[tuple[float, _Attempt, _Outcome]] = collections.deque()
         self._forced = False  # it was told to stop twice: all ends at once
         self.has_begun = False  # it is recorded
@@ -9937,9 +9939,9 @@ class _Run(_Start):
         """Run it to its end. Raises what `Dag.run` does."""
         trouble: BaseException | None = None
         try:
-            # To its very end: by half of a runner's end, a pool would miss a worker.
             stack = contextlib.ExitStack()
-            if not self.asked.in_process:  # where they are to cut off the task itself
+            if not self.asked.in_process:  # where signals are to cut off the task itself
+                # Held till the runner's very end: after half of that, a pool would miss a worker.
                 stack = self._held = _Held(self._hear_signal)
             with stack:
                 self.runner = self._make_runner()
@@ -9951,7 +9953,7 @@ class _Run(_Start):
         except BaseException as error:
             if not self._caught:
                 raise
-            # A Ctrl-C may have cut off a worker's start, too; another one, the run's end.
+            # Ctrl-C may have cut off a worker's start, too; a second one, the run's end.
             is_end = isinstance(error, (AirflowException, KeyboardInterrupt))
             if isinstance(error, DatabaseError) or not is_end:
                 trouble = error
@@ -10164,7 +10166,8 @@ class _Run(_Start):
         self.plan.withdraw(instance)
 
     def _choose(self, ready: int) -> None:
-        """Start what may start, as far as there is room for it; callbacks come first."""
+        """Start what may start of so many that are ready, as far as there is room for it; callbacks
+        come first, with 0 they alone."""
         while self._callbacks:
             due = self._callbacks[0]
             if not self.runner.call_back(due, tuple(self._job(due.attempt))):
