@@ -9898,7 +9898,7 @@ def _news_of(found: _Resumption) -> list[str]:
 # --- Run: its turns -------------------------------------------------------------------------------
 
 _GLANCE = 0.2  # seconds between looks for a request to stop, and for a log that grows without end
-_LEAST_LOG = [0, *[_LOG_FILE_LIMIT] * 4]  # bytes from which a glance reads a log; each fifth reads all
+_LEAST_LOG = [0, *[_LOG_FILE_LIMIT] * 4]  # of five glances one reads all logs, four the largest
 _SOON = 0.1  # seconds for a job's start to wait, so that it is recorded together with its end
 _TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
 _FRESH = 256  # small values that a run remembers
@@ -10440,7 +10440,7 @@ class _Run(_Start):
         line = self.asked.in_line and self.asked.in_line.line
         if self._stop_is_set():
             self._stop("stopped")
-        elif line is not None and (line.stopping or (line.leaving and self._unasked)):
+        elif line is not None and (line.stopping or (line.giving_up and self._unasked)):
             # Or systemd, say, told all of its program's processes to end.
             self._stop(_SHUT_DOWN, now=line.forced)
         if now >= self._timeout_at and not self.plan.timed_out and self.reason is None:
@@ -10528,7 +10528,8 @@ class _InLine:
     """A run that waits for its turn: how it is to be run, and its future."""
 
     def __init__(self, line: _RunLine, run: _Start, run_id: str, owner: str | None) -> None:
-        self.line, self.dag, self.path, self.owner = line, run.dag, run.path, owner
+        self.line, self.dag, self.path = line, run.dag, run.path
+        self.owner = owner  # None: it is to be recovered, and nobody's yet
         self.key = run.path, run.dag.dag_id  # whose runs it may have to wait for
         self.place = _place()  # by then the program may have changed its directory, or environment
         self.options = {n: getattr(run.asked, n) for n in ("pools", "progress", "stop")}
@@ -10546,9 +10547,9 @@ class _InLine:
         """As `Future.cancel`; the run is closed as failed, or else stays for `recover`."""
         with _Held() as held:
             if self._fate.acquire(blocking=False):
-                # What stays for `recover` does so where asyncio, told of it, cancels it again.
+                # Who comes first decides: asyncio, told of it, cancels it once more.
                 self._is_cancelled, self._to_close = True, close
-                # Also if a callback calls sys.exit(): or wait() would not return.
+                # At the end, the latter first, whatever callbacks raise: wait() needs both.
                 held.callback(self.future.set_running_or_notify_cancel)
                 held.callback(self._give_up)
             if close and self._to_close:
@@ -10564,12 +10565,12 @@ class _InLine:
 
     def check(self, row: _Row | None = None) -> None:
         """Raises _Taken if it must not begin any more, or its row says: not by this process."""
-        given_up = self.line.leaving and not self.future.running()
+        given_up = self.line.giving_up and not self.future.running()
         if self._is_cancelled or given_up or not (row is None or self._is_ours(row)):
             raise _Taken
 
     def _is_ours(self, row: _Row) -> bool:
-        if self.owner is None:  # to be recovered: nobody's yet
+        if self.owner is None:
             return _is_left(row, self.path)
         return bool(row.state == "queued" and row.owner == self.owner)
 
@@ -10637,7 +10638,7 @@ class _RunLine:
         self.threads: set[threading.Thread] = set()  # in which futures' callbacks are called, too
         self._sleeps = False
         self._closed = False  # it takes no more runs
-        self.leaving = self.stopping = self.forced = False  # by `close`; `forced`: all at once
+        self.giving_up = self.stopping = self.forced = False  # by `close`; `forced`: all at once
         self._writing: Any = threading.RLock()  # as it knows whose it is
         # Of each file a connection, and an owner of what waits; and whose runs they may be.
         self._files: dict[str, tuple[_Store, contextlib.ExitStack]] = {}
@@ -10646,7 +10647,7 @@ class _RunLine:
     def submit(self, dag: Dag, options: dict[str, Any], check: _Check) -> _RunFuture:
         run = self._checked("submit()", dag, options, "run_id logical_date conf resume")
         run.look_at_params()  # what is wrong is refused before there is a file
-        entry = _InLine(self, run, run.run_id, "")
+        entry = _InLine(self, run, run.run_id, "")  # its owner comes with its file
         entry.owner = self.write(entry, run.enqueue, check)
         entry.future.run_id = run.run_id  # by now: another run may have had the first one's
         return self.enter(entry)
@@ -10703,7 +10704,7 @@ class _RunLine:
         """Put a run in line, at the end or `first`. Returns its future."""
         try:
             with self._changed:
-                enters = not (self.leaving if first else self._has_ended())
+                enters = not (self.giving_up if first else self._has_ended())
                 if enters:
                     waiting = self._waiting.setdefault(entry.key, collections.deque())
                     waiting.insert(0 if first else len(waiting), entry)
@@ -10768,7 +10769,7 @@ class _RunLine:
         """Take no more runs. `give_up`: cancel those that have not begun; `stop`: end the rest."""
         with self._changed:
             self._closed = True
-            self.stopping, self.leaving = self.stopping or stop, self.leaving or give_up
+            self.stopping, self.giving_up = self.stopping or stop, self.giving_up or give_up
             left = [entry for waiting in self._waiting.values() for entry in waiting]
         for entry in left if give_up else ():
             entry.cancel(close=False)
@@ -10836,7 +10837,7 @@ class TaskInstance:
         self.role: str | None = None  # "setup" or "teardown"
         self.element: str | None = None  # what a mapped one was mapped over, for people
         self.interrupted = False  # its latest attempt was cut off
-        self._attempt: str | None = None  # the state of its latest attempt
+        self._attempt_state: str | None = None  # of its latest one
         self._db_path: Any = None
         self.task: Any = None
 
@@ -10964,7 +10965,7 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
         open_again = skipped or ti.state in (None, _S.UPSTREAM_FAILED)
         is_past = (row.start_date or row.end_date or "") < (run._row.resumed_date or "")
         was = None if row.cleared or (open_again and is_past) else was
-    ti._attempt = was
+    ti._attempt_state = was
     ti.interrupted = was == "interrupted" or (was == "failed" and ti.state is None)
     if attempt or ((ti.state or ti.interrupted) and was is not None):
         ti.pid, ti.error = row.pid, row.error
@@ -11849,8 +11850,8 @@ def _other_trouble(run: DagRun, instances: list[TaskInstance], told: list[_Failu
     rest = [ti._label for ti in instances if ti.state is _S.FAILED and id(ti) not in known]
     cut = []
     for ti in instances:
-        if ti._word == "interrupted" or (ti.state is _S.SKIPPED and ti._attempt == "failed"):
-            why = f" ({_last_line(ti.error)})" if ti._attempt == "failed" else ""
+        if ti._word == "interrupted" or (ti.state is _S.SKIPPED and ti._attempt_state == "failed"):
+            why = f" ({_last_line(ti.error)})" if ti._attempt_state == "failed" else ""
             cut.append(f"{_with_element(ti)}{why}")
     lines = [f"failed, too: {_few(rest)}"] if rest else []
     lines += [f"cut off: {_few(cut)}"] if cut else []

@@ -16797,7 +16797,7 @@ class StopTest(Case):
             stop = types.SimpleNamespace(is_set=began.exists)
             run = dag.run(db_path=self.db, executor=pool(), stop=stop)
             tried = [ti for ti in run._instances(attempts=True) if ti.task_id == "tidy"]
-            ends = [(ti._attempt, liteflow._last_line(ti.error)) for ti in tried]
+            ends = [(ti._attempt_state, liteflow._last_line(ti.error)) for ti in tried]
             self.assertEqual(ends, [("failed", "timeout after 0.2 s"), ("success", "")])
 
     def test_a_second_signal_ends_callbacks_too(self):
@@ -16866,7 +16866,7 @@ class StopTest(Case):
         run = liteflow._Run(d, db_path=self.db)
         run.plan, run.runner = liteflow._Plan(d), mock.Mock(interrupted=False, output=lambda _: [])
         run._store, run._timeout_at = mock.Mock(look=lambda *_, **__: None), math.inf
-        line = types.SimpleNamespace(stopping=False, leaving=True, forced=False)
+        line = types.SimpleNamespace(stopping=False, giving_up=True, forced=False)
         run.asked.in_line = types.SimpleNamespace(line=line)
 
         def glance():
@@ -16880,7 +16880,7 @@ class StopTest(Case):
         run._timeout_at = 0.0
         self.assertEqual(glance(), ("its pool was shut down", False))  # teardowns may still run
         run.reason = None
-        line.leaving = False
+        line.giving_up = False
         self.assertEqual(glance(), (None, True))
 
     def test_a_second_signal_mutes_a_report_wherever_it_comes(self):
