@@ -8768,7 +8768,7 @@ class _SlotRunner(_Runner):
         return is_more
 
     def _hear(self, slot: _Slot) -> bool:
-        """Hear what a worker says; whether that is more than that it took a job."""
+        """Hear what a worker says. Returns whether that is more than that it took a job."""
         is_more = False
         for kind, fields in slot.receive():
             is_more |= kind != "took"
@@ -9071,7 +9071,7 @@ def _of_replaced() -> str:
 
 
 def _refuse_missing(info: dict[str, Any], missing: Sequence[str], named: set[str]) -> set[str]:
-    """Those that are found by name alone. Raises UnreachableTask if tasks are missing."""
+    """Raises UnreachableTask for `missing` tasks; else returns those `named`, found by that."""
     if not missing:
         return named
     few, (module, dag_id, earlier) = _few(map(repr, missing), 5), info["key"]
@@ -9103,7 +9103,7 @@ class _ExecutorRunner(_Runner):
         # Attempts that ended: their futures, or outcomes where there is none.
         self._events: queue.SimpleQueue[tuple[_Attempt | None, Any]] = queue.SimpleQueue()
         self._futures: dict[_Attempt, Future[bytes]] = {}
-        # Whose they are, and when to wait for them no longer once no attempt is left.
+        # Whose each is, and, once no attempt is left, when to wait for it no longer.
         self._callbacks: dict[Future[bytes], tuple[_Attempt, float]] = {}
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
@@ -9202,12 +9202,12 @@ def _answer_of(future: Future[bytes]) -> tuple[Any, str | None]:
         return None, _brief(lost)
 
 
-class _Alarm:
+class _TimeLimit:
     """Around a task's own code: raises AirflowTaskTimeout in it after `timeout` seconds.
 
-    Not by an alarm: there is one in a process, which may be the program's (a test's own limit,
-    say). What it needs is made before that code and ended after it: there nothing may be cut in
-    two, such as the taking of a lock that the timer's thread waits for.
+    Not by SIGALRM: a process has one alarm, which may be the program's (a test's own limit, say).
+    What it needs is made before that code and ended after it: there nothing may be cut in two, such
+    as the taking of a lock that the timer's thread waits for.
     """
 
     _timer: threading.Timer | None = None
@@ -9258,7 +9258,7 @@ class _InProcessRunner(_ExecutorRunner):
     def __init__(self, dag: Dag) -> None:
         super().__init__(None)
         self._run = _WorkerRun({}, dag)
-        self._held: dict[_Attempt, _Execution] = {}  # the last one, for its callbacks
+        self._held: dict[_Attempt, _Execution] = {}  # the last attempt, for its callbacks
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
         self._run.info = info
@@ -9274,8 +9274,8 @@ class _InProcessRunner(_ExecutorRunner):
         attempt.pid = os.getpid()
         attempt.take()
         execution = _Execution(self._run, job)
-        with contextlib.closing(_Alarm(job.timeout)) as alarm:
-            outcome = _run_job(execution, alarm)
+        with contextlib.closing(_TimeLimit(job.timeout)) as guard:
+            outcome = _run_job(execution, guard)
         if outcome.error is not None:
             print(f"{_label_of(job.task_id, job.map_index)}: {outcome.error}", file=sys.stderr)
         self._held = {attempt: execution}
@@ -11047,8 +11047,8 @@ class DagRun:
         return next(iter(self._instances(task_id=task_id, map_index=map_index)), None)
 
     def _instances_of(self, task_id: str, map_index: int = -1) -> list[_Row]:
-        """Those of a task; none if the run has none at all yet. Raises TaskNotFound, also for an
-        index that is not among theirs."""
+        """The ids and states of a task's instances; none if the run has no tasks yet. Raises
+        TaskNotFound, also for an index that is not among them."""
         found = self._look(_select_keys, task_id=_of_type(str)("task_id", task_id))
         if not found and (known := {ti.task_id for ti in self._look(_select_keys)}):
             what = f"run {self.run_id!r} has no task {task_id!r}"
@@ -11059,7 +11059,7 @@ class DagRun:
         return found
 
     def _instances(self, attempts: bool = False, **which: Any) -> list[TaskInstance]:
-        """Those of a task, an index or a state; with `attempts` one for each of their attempts."""
+        """The run's, or those of a task, an index or a state; with `attempts` one for each try."""
         rows = self._look(_select_attempts if attempts else _select_instances, **which)
         return [_instance_of(row, self, attempts) for row in rows]
 
