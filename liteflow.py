@@ -9453,7 +9453,7 @@ class _Start:
         self.pools = _checked_pools(dag, asked)
         self._command = _command_of(dag, asked, self.pools)
         self._again = [_task_named(name, dag.task_dict) for name in asked.again or ()]
-        self.report = _Report(asked.progress, asked.logs)
+        self.progress = _Progress(asked.progress, asked.logs)
         self.runner = _Runner()
         self.recorded: _Row | None = None  # the run to resume
         self._aside = _datetime.timedelta()  # added to now, if a run had that time already
@@ -9476,7 +9476,7 @@ class _Start:
         # All that a run tells goes through `_print`, whose callers suppress what is raised.
         is_telling = getattr(frame, "f_code", None) is _print.__code__
         if is_telling and (self._held.try_due() or len(self._caught) > 1):
-            self.report.mute()
+            self.progress.mute()
             raise BlockingIOError  # it waits for somebody to read what it tells
 
     def _check(self) -> None:
@@ -9582,7 +9582,7 @@ class _Start:
                 if not self.asked.wait:
                     raise
                 if not turn:
-                    self.report.tell(f"waiting: {busy}")
+                    self.progress.tell(f"waiting: {busy}")
             self.runner.wait(_GLANCE)
             self._check()
 
@@ -9973,7 +9973,7 @@ class _Run(_Start):
                 raise _Taken  # it was to be recovered, which another process has done
             dag_id, run_id = self.dag.dag_id, self.run_id
             how = "nothing to resume (--from TASK, or clear, runs a task of it again)"
-            self.report.tell(f"run {run_id} of DAG {dag_id!r} is a success: {how}")
+            self.progress.tell(f"run {run_id} of DAG {dag_id!r} is a success: {how}")
             return _read_run(self.path, dag_id, run_id)
         self._find_tasks()
         with self._opened() as store, _owned_folder(self.path) as (store.owner, folder):
@@ -9982,11 +9982,11 @@ class _Run(_Start):
             try:
                 # Not under the file's lock: whoever is told may wait for a thread that reads runs.
                 for line in self._news:
-                    self.report.tell(line)
+                    self.progress.tell(line)
                 snapshot = functools.partial(store.look, _select_snapshot, store.run_row)
-                self.report.began(self.dag, self.run_id, self.path, snapshot)
+                self.progress.began(self.dag, self.run_id, self.path, snapshot)
                 for slip in _slips_in(self.dag):
-                    self.report.tell(f"note: {slip}")
+                    self.progress.tell(f"note: {slip}")
                 self.runner.open_logs(folder, store.run_row)
                 self._drive()
                 state = DagRunState.FAILED if self.reason else self.plan.run_state()
@@ -10004,8 +10004,8 @@ class _Run(_Start):
             self.runner.dismiss()  # they end while the file is closed
         found = DagRun(row, self.path)
         for note in self.runner.notes:
-            self.report.tell(note)
-        self.report.ended(found)
+            self.progress.tell(note)
+        self.progress.ended(found)
         return found
 
     @contextlib.contextmanager
@@ -10136,7 +10136,7 @@ class _Run(_Start):
             if (attempt := self._attempts.pop(instance, None)) is not None:
                 attempt.state, attempt.error = "failed", self._given_up()
                 self._batch.attempts[attempt] = None
-            self.report.changed(instance)
+            self.progress.changed(instance)
         plan.changed.clear()
         self._batch.expanded += plan.expanded
         plan.expanded.clear()
@@ -10231,7 +10231,7 @@ class _Run(_Start):
         if not attempt.began:  # it failed before any worker took it
             attempt.take()
         self._batch.instances[attempt.instance] = self._batch.attempts[attempt] = None
-        self.report.changed(attempt.instance)
+        self.progress.changed(attempt.instance)
 
     def _pass_through(self, instance: _Instance) -> None:
         """An EmptyOperator's instance succeeds here; its callbacks go to any worker."""
@@ -10249,7 +10249,7 @@ class _Run(_Start):
         record = functools.partial(self._store.record, batch, self._leave_places, self._element_of)
         _until_unlocked(self.path, record, self._hear_while_locked)
         self._batch = _Batch()
-        self.report.committed(batch.logs)
+        self.progress.committed(batch.logs)
         for due in batch.callbacks:  # to the worker that holds the attempt; if it is gone, to any
             if not self.runner.call_back(due):
                 self._callbacks.append(due)
@@ -10368,7 +10368,7 @@ class _Run(_Start):
         owes = bool(names) and self._owe(attempt, names)
         if outcome.held and not owes:  # as none is told of it, its worker need not wait for that
             self.runner.call_back(_Callback(attempt, None, None))
-        self.report.changed(instance, attempt.error, took)
+        self.progress.changed(instance, attempt.error, took)
 
     def _finish(self, attempt: _Attempt, outcome: _Outcome) -> None:
         instance = attempt.instance
@@ -10431,7 +10431,7 @@ class _Run(_Start):
         if now < self._next_glance:
             return
         self._next_glance = now + _GLANCE
-        self.report.status()
+        self.progress.status()
         self._batch.logs += self.runner.output(next(self._least_log))
         self.plan.crowded.clear()
         for attempt in self._attempts.values():
@@ -10456,7 +10456,7 @@ class _Run(_Start):
         if self.reason is None:
             self.reason = reason
             more = "; once more ends all at once" if self._caught else ""
-            self.report.tell(f"{reason}: ending what runs ({self.plan.sent}){more}")
+            self.progress.tell(f"{reason}: ending what runs ({self.plan.sent}){more}")
             self.plan.stop()
         if now and not self._forced:
             self._forced = True
@@ -10509,7 +10509,7 @@ class _Run(_Start):
             if self._batch:
                 with contextlib.suppress(_Busy, AlreadyRunning):  # what was printed is no result
                     self._store.record(self._batch)
-                    self.report.committed(self._batch.logs)
+                    self.progress.committed(self._batch.logs)
         except AirflowException as error:  # no worker, a full disk: the run has ended all the same
             self.runner.notes[f"a callback of the DAG: {_brief(error)}"] = None
 
@@ -12307,7 +12307,7 @@ class _LogLines:
         self._ended = True
 
 
-class _Report:
+class _Progress:
     """Tells what happens in a run: always to the `liteflow` logger, and to `progress`. If that is
     True, it tells on standard error, on a terminal with a status below the lines. With `logs`, what
     tasks print goes to standard output."""
@@ -12321,7 +12321,8 @@ class _Report:
         # Logs that go through a pipe to the same terminal would be drawn over.
         apart = not logs or _may_redraw(sys.stdout)
         self.redraws = progress is True and apart and _may_redraw(sys.stderr)
-        self._drawn, self._lines, self._next, self._rests = 0, list[str](), 0.0, 0.0
+        self._drawn, self._lines = 0, list[str]()  # how many stand there; the status, as last read
+        self._next = self._rests = 0.0  # before these it is not drawn again, nor read
         self._listens = bool(progress) or _log().isEnabledFor(20)  # INFO
         self._changes: list[tuple[_Instance, TaskInstanceState | None, str]] = []
         self._ends: dict[_Instance, str] = {}  # of long logs, as they were last written
@@ -12627,7 +12628,7 @@ def _execute_and_tell(asked: _Run, options: argparse.Namespace) -> int:
     try:
         run = asked.execute()
     except (KeyboardInterrupt, SystemExit, AirflowException, OSError) as end:
-        asked.report.clear()
+        asked.progress.clear()
         if (why := end.__cause__) is not None:
             text = why if isinstance(why, AirflowException) else _traceback(why)
             _say(f"liteflow: error: {_clean(text)}")
@@ -12948,18 +12949,18 @@ def _cmd_show(options: argparse.Namespace) -> int:
 
 def _follow(run: DagRun) -> None:
     """Show a live run until it ends: its status on a terminal, else a line for what changes."""
-    report, said = _Report(True), ""
-    report.snapshot = functools.partial(run._look, _select_snapshot)
+    live, said = _Progress(True), ""
+    live.snapshot = functools.partial(run._look, _select_snapshot)
     try:
         while run.refresh().owner_alive:
-            report.status()
-            line = "" if report.redraws else _counts_text(run._look(_select_run_counts), "to come")
+            live.status()
+            line = "" if live.redraws else _counts_text(run._look(_select_run_counts), "to come")
             if line != said:
-                report.tell(f"{_datetime.datetime.now():%H:%M:%S}  {line}")
+                live.tell(f"{_datetime.datetime.now():%H:%M:%S}  {line}")
                 said = line
             time.sleep(_POLL)
     finally:
-        report.clear()
+        live.clear()
 
 
 def _show_run(run: DagRun, options: argparse.Namespace) -> None:

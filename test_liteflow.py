@@ -12400,7 +12400,7 @@ class LimitsTest(Case):
             empty >> many.expand(name=["x", "y"])
         run = liteflow._Run(d, db_path=self.db, pools={"p": 2})
         run.plan, ended = liteflow._Plan(d, pools={"p": 1}), []
-        run.report.changed = lambda instance, *_: ended.append((instance.label, instance.state))
+        run.progress.changed = lambda instance, *_: ended.append((instance.label, instance.state))
         run._settle()
         self.assertEqual(ended, [(x, "success") for x in ("empty", "many[0]", "many[1]")])
         self.assertEqual(run.plan.ready_count(0.0), 1)  # nor is a worker started for it
@@ -16887,7 +16887,7 @@ class StopTest(Case):
         with DAG("d") as d:
             task(one_argument)(1)
         run, told = liteflow._Run(d, db_path=self.db, progress=True), 0
-        report = run.report
+        progress = run.progress
         self.enterContext(contextlib.redirect_stderr(written := io.StringIO()))
         before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
         self.addCleanup(signal.signal, signal.SIGALRM, before)
@@ -16897,14 +16897,14 @@ class StopTest(Case):
             signal.signal(signal.SIGALRM, lambda _, frame: note(signal.SIGTERM, frame))
             signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
             while told < 100:  # nothing that it raises gets out
-                report._say, report.redraws, report._drawn = liteflow._say, True, 1
-                report.tell("a line")
-                told += not report.redraws
+                progress._say, progress.redraws, progress._drawn = liteflow._say, True, 1
+                progress.tell("a line")
+                told += not progress.redraws
             signal.setitimer(signal.ITIMER_REAL, 0)
-            report._drawn = 1
-            report.mute()
+            progress._drawn = 1
+            progress.mute()
             written.truncate(written.seek(0))
-            report.tell("a line")
+            progress.tell("a line")
         self.assertEqual(written.getvalue(), "")
 
     def test_what_a_handler_raises_while_a_report_is_written_ends_the_run(self):
@@ -19808,15 +19808,15 @@ class ShowingTest(Case):
         self.assertEqual(re.findall(r"^f\[(\d+)\]:", said.getvalue(), re.M)[:3], ["0", "2", "4"])
 
     def test_the_status_goes_before_a_line_is_written_where_it_was(self):
-        report, written = liteflow._Report(True), io.StringIO()
-        report.redraws = True
+        progress, written = liteflow._Progress(True), io.StringIO()
+        progress.redraws = True
         with contextlib.redirect_stderr(written):
-            report.snapshot = lambda: ({"success": 1}, [], 2.0)
-            report.status()
+            progress.snapshot = lambda: ({"success": 1}, [], 2.0)
+            progress.status()
             drawn = written.getvalue()
             with self.assertLogs("liteflow"):
                 liteflow._log().addHandler(logging.StreamHandler(written))  # the same terminal
-                report.tell("a line")
+                progress.tell("a line")
         lines = drawn.count("\n")
         up = f"\x1b[{lines}A"
         gone = written.getvalue().removeprefix(drawn)
@@ -19837,7 +19837,7 @@ class ShowingTest(Case):
 
         never = property(lambda _: 0.0, lambda *_: None)
         with (
-            mock.patch.object(liteflow._Report, "_rests", never, create=True),
+            mock.patch.object(liteflow._Progress, "_rests", never, create=True),
             mock.patch.object(liteflow, "_may_redraw", return_value=True),
             mock.patch.object(liteflow, "_status_lines", draw),
             contextlib.redirect_stderr(io.StringIO()),
@@ -19855,70 +19855,70 @@ class ShowingTest(Case):
         self.assertGreaterEqual(seconds, 5)
 
     def test_the_end_of_a_long_log_is_told_once_as_it_last_was(self):
-        report, one = liteflow._Report(str, logs=True), mock.Mock(label="a", try_number=1)
+        progress, one = liteflow._Progress(str, logs=True), mock.Mock(label="a", try_number=1)
         part = types.SimpleNamespace(instance=one), liteflow._TAIL_PART
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            report.committed([(*part, "1\n")])
-            report.committed([(*part, "2\n")])
+            progress.committed([(*part, "1\n")])
+            progress.committed([(*part, "2\n")])
             one.state = TaskInstanceState.SUCCESS
-            report.changed(one)
-            report.committed([])
+            progress.changed(one)
+            progress.committed([])
         self.assertEqual(out.getvalue(), "a | 2\n")
 
     def test_the_slowest_are_told_each_once(self):
         said = []
-        report = liteflow._Report(said.append)
+        progress = liteflow._Progress(said.append)
         for label, took in (("d", 1), ("waits", 5), ("waits", 8), ("b", 3), ("waits", 7), ("c", 2)):
-            report.changed(mock.Mock(label=label, try_number=1, state=None), took=took)
-        report.ended(mock.Mock(reason=None, duration=1.0, _look=lambda _: {}))
+            progress.changed(mock.Mock(label=label, try_number=1, state=None), took=took)
+        progress.ended(mock.Mock(reason=None, duration=1.0, _look=lambda _: {}))
         self.assertEqual(said[1:], ["slowest: waits 8.0 s, b 3.0 s, c 2.0 s"])
 
     def test_the_status_takes_a_tenth_of_the_time_and_is_drawn_ten_times_a_second_at_most(self):
-        report, now, drawn = liteflow._Report(True), [0.0], []
-        report.redraws = True
+        progress, now, drawn = liteflow._Progress(True), [0.0], []
+        progress.redraws = True
 
         def look():
             now[0] += 1.0 if now[0] < 30.0 else 0.0
             drawn.append(now[0])
             return {"success": 1}, [], 2.0
 
-        report.snapshot = look
+        progress.snapshot = look
         with (
             mock.patch.object(liteflow, "_monotonic", lambda: now[0]),
             contextlib.redirect_stderr(io.StringIO()),
         ):
             while now[0] < 33.4:
                 if now[0] < 30.0:
-                    report.tell("a failed")  # it stands again below, as it was
-                report.status()
-                self.assertEqual(report._drawn, 2)
+                    progress.tell("a failed")  # it stands again below, as it was
+                progress.status()
+                self.assertEqual(progress._drawn, 2)
                 now[0] += 0.0625
         self.assertEqual(drawn, [1.0, 12.0, 23.0, 33.0, 33.125, 33.25, 33.375])
 
     def test_what_a_logger_is_told_forges_no_lines_and_steers_no_terminal(self):
         with self.assertLogs("liteflow", "INFO") as told:
-            liteflow._Report(False).tell("failed (\x1b[2J\rINFO:root:fine\u2028)")
+            liteflow._Progress(False).tell("failed (\x1b[2J\rINFO:root:fine\u2028)")
         self.assertEqual(told.output, [r"INFO:liteflow:failed (\x1b[2J\rINFO:root:fine\u2028)"])
 
     def test_the_status_stands_again_at_once_below_what_a_task_printed(self):
-        report, written = liteflow._Report(True, logs=True), io.StringIO()
-        report.redraws, report.snapshot = True, lambda: ({"running": 1}, [("a", 1.0)], 2.0)
+        progress, written = liteflow._Progress(True, logs=True), io.StringIO()
+        progress.redraws, progress.snapshot = True, lambda: ({"running": 1}, [("a", 1.0)], 2.0)
         attempt = types.SimpleNamespace(instance=types.SimpleNamespace(label="a"))
         with contextlib.redirect_stderr(written), contextlib.redirect_stdout(written):
-            report.status()
+            progress.status()
             drawn = written.getvalue()
-            report.committed([(attempt, 1, "hello\n")])
+            progress.committed([(attempt, 1, "hello\n")])
         found = written.getvalue().removeprefix(drawn)
         self.assertIn("\x1b[2K", found)
         self.assertTrue(found.endswith(f"a | hello\n{drawn}"), found)
 
     def test_the_status_stands_below_a_line_that_a_task_left_open(self):
-        report, written = liteflow._Report(True, logs=True), io.StringIO()
-        report.redraws = True
+        progress, written = liteflow._Progress(True, logs=True), io.StringIO()
+        progress.redraws = True
         with contextlib.redirect_stderr(written), contextlib.redirect_stdout(written):
-            report.snapshot = lambda: ({"running": 1}, [], 2.0)
-            report.output("a", "no end")
-            report.status()
+            progress.snapshot = lambda: ({"running": 1}, [], 2.0)
+            progress.output("a", "no end")
+            progress.status()
         self.assertTrue(written.getvalue().startswith("a | no end\n["))
 
     def test_a_timeline_is_to_scale_and_waits_are_those_for_a_retry(self):
@@ -20146,12 +20146,12 @@ class ShowingTest(Case):
         running = [(f"日本_{i}" * 9, float(i)) for i in range(50)]
         now = ({"success": 5, "running": 50, "none": 45, "failed": 2}, running, 75)
         for size in itertools.product((2, 20, 40, 80, 200), (4, 24)):
-            report, written = liteflow._Report(True), io.StringIO()
-            report.redraws, report._color, written.fileno = True, False, lambda: 2
+            progress, written = liteflow._Progress(True), io.StringIO()
+            progress.redraws, progress._color, written.fileno = True, False, lambda: 2
             told = mock.patch.object(os, "get_terminal_size", return_value=size)
             with told, contextlib.redirect_stderr(written):
-                report.snapshot = lambda: now
-                report.status()
+                progress.snapshot = lambda: now
+                progress.status()
             lines = written.getvalue().splitlines()
             self.assertLess(len(lines), size[1])
             self.assertLess(max(map(liteflow._width, lines)), size[0])
@@ -22132,7 +22132,9 @@ class SeeingTest(ScriptCase):
         lives = mock.PropertyMock(side_effect=[True, False] * 2)
         with (
             mock.patch.object(liteflow.DagRun, "owner_alive", lives),
-            mock.patch.object(liteflow._Report, "status", lambda own: looks.append(own.snapshot())),
+            mock.patch.object(
+                liteflow._Progress, "status", lambda own: looks.append(own.snapshot())
+            ),
             mock.patch.object(liteflow, "_POLL", 0.0),
             contextlib.redirect_stderr(io.StringIO()),
         ):
