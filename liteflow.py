@@ -8312,8 +8312,7 @@ class WorkerPool:
         return None
 
     def _leave_store(self, store: _Store) -> None:
-        """Keep it open for a next run until the pool ends: whoever closes a file last has to copy
-        its WAL."""
+        """Keep it open for a next run: whoever closes a file last has to copy its WAL."""
         to_close: _Store | None = store
         if store.sync():
             with self._lock:
@@ -8449,7 +8448,7 @@ def _warn_of_fork(library: str) -> None:
 def _close_pools() -> None:
     """At the interpreter's end: wait for runs in threads that are no daemons (for the runs alone:
     an executor's threads end later), then shut all pools down."""
-    # A signal ends the wait, not the rest: a worker that outlived this would have to be waited for.
+    # A signal ends the wait, not the rest: the interpreter would wait for a worker that is left.
     signalled = contextlib.suppress(KeyboardInterrupt, SystemExit)
     with signalled:  # one for all: each thread may have a pool of its own
         for runner in [runner for pool in list(_pools) for runner in list(pool._runners)]:
@@ -8508,8 +8507,7 @@ class _SlotRunner(_Runner):
         self._suspects: set[int] = set()  # jobs that a dead worker may have taken ...
         self._unclear: list[_Slot] = []  # ... unless one of these did
         self._death = ""  # how the latest worker that died so ended
-        # Attempts to be ended as soon as they are taken: why, and whether at once.
-        self._ending: dict[_Attempt, tuple[str, bool]] = {}
+        self._ending: dict[_Attempt, tuple[str, bool]] = {}  # to end once taken: (why, at once)
         self._poll = select.poll()
         self._watched: dict[int, _Slot] = {}  # by the descriptors of its pair and its worker's end
         self._poll.register(self._ours, select.POLLIN)  # for `wake`
@@ -8594,7 +8592,7 @@ class _SlotRunner(_Runner):
                 hint = ": the working directory was deleted"
             if isinstance(error, BlockingIOError):
                 hint = ": its limit of processes is reached (ulimit -u, or the container's)"
-            # A full /tmp tells its name.
+            # A full /tmp would tell its name.
             is_full = error.errno == errno.ENOSPC and error.filename is None
             if sys.platform == "linux" and (is_full or not os.access("/dev/shm", os.W_OK)):
                 hint = ": multiprocessing needs a /dev/shm that can be written to"
@@ -8872,7 +8870,7 @@ class _SlotRunner(_Runner):
                 return True
         return False
 
-    def _let_call(self, slot: _Slot, due: _Callback, job: Any = None) -> None:
+    def _let_call(self, slot: _Slot, due: _Callback, job: tuple[Any, ...] | None) -> None:
         slot.state, slot.attempt, slot.callbacks = "calling", due.attempt, None
         if due.name is not None:
             is_of_dag, task_id = due.name.startswith("dag_"), due.attempt.instance.task_id
@@ -8991,9 +8989,8 @@ class _SlotRunner(_Runner):
                 "the script, or a module, starts a run while a worker imports it: put the call of "
                 'run() or cli() below `if __name__ == "__main__":`, or into a function'
             )
-        # One that told an error, or could not go on, will do so again. Else a signal may have ended
-        # it, meant for all, which its exit code does not tell: that is 1 after a Ctrl-C during the
-        # script's import, 255 where the forkserver was gone before.
+        # Unless it told an error, a signal may have ended it that was meant for all, which its code
+        # does not tell (1 by a Ctrl-C as it imported the script, 255 if its forkserver was gone).
         may_pass = slot.exitcode not in (None, _BROKEN)
         if slot in self._slots:
             slot.spoilt = why
@@ -10166,8 +10163,7 @@ class _Run(_Start):
         self.plan.withdraw(instance)
 
     def _choose(self, ready: int) -> None:
-        """Start what may start of so many that are ready, as far as there is room for it; callbacks
-        come first, with 0 they alone."""
+        """Start what is ready, as far as there is room; callbacks first, and with 0 they alone."""
         while self._callbacks:
             due = self._callbacks[0]
             if not self.runner.call_back(due, tuple(self._job(due.attempt))):
@@ -12509,6 +12505,7 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
 
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
+    """Be the command of a DAG's script: its help calls it `name`, `command` starts it again."""
     name = os.path.basename(sys.argv[0]) or "workflow"
     if name.endswith((".py", ".pyz")) or os.path.isdir(sys.argv[0]):  # no shell finds it by that
         name = f"python3 {_typed(sys.argv[0])}"
@@ -12525,8 +12522,7 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     command = _typed(*words) if _FROZEN or not words else f"{_python()} {_typed(*words)}"
     text = f"run the DAG {dag.dag_id!r}. {_clean(dag.description or '')}".rstrip(". ")
     more = f"{_params_text(dag)}\n\n{_EXIT_CODES}"
-    parser = _parser(name, text, f"{_RUN_OPTIONS}{_RUN_EXAMPLES}", more)
-    options = parser.parse_args(argv)
+    options = _parser(name, text, f"{_RUN_OPTIONS}{_RUN_EXAMPLES}", more).parse_args(argv)
     return _exit_code(lambda: _run_or_debug(dag, options, command))
 
 
@@ -12642,9 +12638,8 @@ def _execute_and_tell(asked: _Run, options: argparse.Namespace) -> int:
 
 
 def _shows_here(handler: Any) -> bool:
-    """Whether a logging handler writes where the command line does. One without a stream does, as
-    Rich's, or one that hands on to Loguru; but none of `logging.handlers` (syslog, say), except for
-    a queue whose listener is known."""
+    """Whether a logging handler writes where the command line does: as those without a stream do
+    (Rich's, Loguru's); of those in `logging.handlers` only a queue whose listener does so."""
     queued = getattr(getattr(handler, "listener", None), "handlers", None)
     if queued is not None:  # as dictConfig makes them
         return any(map(_shows_here, queued))
