@@ -9430,7 +9430,7 @@ class _LookAgain(Exception):
 # What a run may be asked for: see `Dag.run`. Besides, `in_process`: run it as Dag.test does;
 # `again`: tasks, or TASK[INDEX], of the resumed run that are to run again; `in_line`: the _InLine
 # as which it waits for its turn; `command`: how its script was started; `logs`: show output, too.
-_ASKED = [*_Parameters(Dag.run).names[1:], *"in_process again in_line command logs".split()]
+_REQUEST = [*_Parameters(Dag.run).names[1:], *"in_process again in_line command logs".split()]
 
 
 class _Start:
@@ -9440,7 +9440,7 @@ class _Start:
         """Refuse wrong arguments and a wrong graph before anything is started or written."""
         _refuse_reentry()
         _fill_standard_descriptors()
-        self.asked = asked = types.SimpleNamespace(**dict.fromkeys(_ASKED) | options)
+        self.asked = asked = types.SimpleNamespace(**dict.fromkeys(_REQUEST) | options)
         _check_request(asked)
         self._order = dag.validate()
         self.dag = dag
@@ -9765,10 +9765,9 @@ def _place() -> dict[str, Any]:
 
 def _refuse_reentry() -> None:
     """A script without a main guard calls run() as its worker imports it: end that quietly."""
-    process: Any = sys.modules.get("multiprocessing.process")
     child: Any = None
-    with contextlib.suppress(AttributeError, NameError):  # not (or not quite) imported
-        child = process.current_process()
+    with contextlib.suppress(KeyError, AttributeError, NameError):  # not (or not quite) imported
+        child = sys.modules["multiprocessing.process"].current_process()
     is_importing = getattr(child, "_inheriting", False)  # the modules of its parent
     is_ours = is_importing and child.name.startswith(_WORKER_MARK)
     if is_ours or (_worker is not None and _worker.importing):
@@ -10589,9 +10588,9 @@ class _InLine:
             self.cancel(close=self._to_close)  # what kept `cancel` from it may be over
         except BaseException as error:  # it is the future's to tell
             begun = self.future.running()
-            failed = getattr(error, "_may_pass", isinstance(error, OSError))
-            self._failures += failed
-            again = self._failures <= 2 if failed else isinstance(error, AlreadyRunning)
+            may_pass = getattr(error, "_may_pass", isinstance(error, OSError))
+            self._failures += may_pass
+            again = self._failures <= 2 if may_pass else isinstance(error, AlreadyRunning)
             if again and not begun:
                 self.due = _monotonic() + _TRIED_AGAIN
                 self.line.enter(self, first=True)
@@ -11649,7 +11648,7 @@ def _ago(moment: _datetime.datetime | None) -> str:
 
 def _printed(text: str) -> str:
     """Output as a terminal shows it in the end: of a line, what its last carriage return began."""
-    # Up and down again: a bar below another, by tqdm. The end stays: more may follow it.
+    # For a bar below another tqdm goes down and up again. The end stays: more may follow it.
     text = text[:-1].replace("\x1b[A\n", "\r") + text[-1:]
     lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
     return _clean("\n".join(lines))
