@@ -8273,7 +8273,7 @@ class WorkerPool:
         with _Held() as held:
             runs = self._runs
             if runs is not None:
-                runs.close(cancel_futures or stop, stop)
+                runs.close(give_up=cancel_futures or stop, stop=stop)
             if self._lock._is_owned() or (runs is not None and (not wait or runs.is_within())):
                 self._closed = self._closed or runs is None  # else a line being made takes runs
                 threading.Thread(target=self.shutdown).start()
@@ -9038,7 +9038,7 @@ class _SlotRunner(_Runner):
             free = slot.is_idle and not self._out
             if free and not (leaves or self._own_pool):  # its own pool's end is theirs
                 slot.send("leave")
-            self._let_go(slot, free or starts)
+            self._let_go(slot, free=free or starts)
         if self._own_pool:
             self._pool.shutdown()
         self._pool._leave_slot_line(self)
@@ -9627,8 +9627,7 @@ class _Start:
             which = f"DAG {dag_id!r} has a run {self.run_id!r}"
             raise DagRunAlreadyExists(f"{which} already: resume it?")
         if (row and row.id) != (known and known.id):
-            # It was deleted, or another began in the same microsecond: many may, by a clock that
-            # stands still (a test's, say).
+            # Deleted, or another began in the same microsecond: many may, by a test's frozen clock.
             self._aside = int.from_bytes(os.urandom(2)) * _datetime.timedelta.resolution
             raise _LookAgain
         if row is None or known is None:  # then both are
@@ -9673,8 +9672,7 @@ class _Start:
             self._news += _news_of(found)
 
     def _owe(self, attempt: _Attempt, names: Iterable[str]) -> bool:
-        """Have the task's callbacks of these names called, once the attempt's end is recorded.
-        Returns whether there are any."""
+        """Have these callbacks of the task called after the commit. Returns whether it has any."""
         task = attempt.instance.node.task
         wanted = [name for name in names if getattr(task, name, None) is not None]
         if wanted:
@@ -9846,7 +9844,7 @@ def _runner_for(dag: Dag, asked: types.SimpleNamespace) -> Callable[[], _Runner]
     if not interactive and name.endswith("__main__") and any(own):
         since = dag._born
     pool = executor or WorkerPool(asked.max_workers, asked.mp_context)
-    return lambda: _SlotRunner(pool, executor is None, dag, since)
+    return lambda: _SlotRunner(pool, own_pool=executor is None, dag=dag, since=since)
 
 
 def _task_named(name: str, known: Collection[str]) -> tuple[str, int | None]:
@@ -9913,9 +9911,8 @@ def _has_room(size: int) -> bool:
 class _Run(_Start):
     """A run under way, to its end.
 
-    Each turn, what changed and what may start is recorded, in one transaction; then the jobs are
-    sent, so that no task starts before the success of those it waits for is committed; then it
-    waits for what workers say.
+    Each turn, what changed and what may start is recorded, in one transaction; then jobs are sent,
+    so that none starts before the success of those it waits for is committed; then it waits.
     """
 
     def __init__(self, dag: Dag, **options: Any) -> None:
@@ -10790,7 +10787,7 @@ class _RunLine:
         except (KeyboardInterrupt, SystemExit):
             # Whoever can't wait wants no more runs to begin; the second time, no end in order.
             self.forced = self.stopping
-            self.close(True, True)
+            self.close(give_up=True, stop=True)
             raise
         with self._writing, contextlib.ExitStack() as files:
             while self._files:
@@ -10947,7 +10944,7 @@ def _running_instance(execution: _Execution) -> TaskInstance:
     return ti
 
 
-def _instance_of(row: _Row, run: DagRun, attempt: bool) -> TaskInstance:
+def _instance_of(row: _Row, run: DagRun, attempt: bool = False) -> TaskInstance:
     """A task instance as it is stored, or as it stood at the attempt of the row."""
     ti = TaskInstance(run.dag_id, run.run_id, row.task_id, max(-1, row.map_index))
     ti._db_path = run._path
@@ -11056,7 +11053,7 @@ class DagRun:
     def _instances(self, attempts: bool = False, **which: Any) -> list[TaskInstance]:
         """The run's, or those of a task, an index or a state; with `attempts` one for each try."""
         rows = self._look(_select_attempts if attempts else _select_instances, **which)
-        return [_instance_of(row, self, attempts) for row in rows]
+        return [_instance_of(row, self, attempt=attempts) for row in rows]
 
     def _look(self, look: Callable[..., T], **which: Any) -> T:
         """Read something of this run by one of the store's looks. Raises RunNotFound if it was
@@ -11070,8 +11067,7 @@ class DagRun:
         return found
 
     def xcom_pull(self, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
-        """A stored value; of a mapped task, without an index, the list of those that its instances
-        stored, by their indexes.
+        """A stored value; of a mapped task without an index the list of those stored, by index.
 
         None if the task returned None, or has not succeeded. It unpickles the value: use it on
         files that you trust. Raises TaskNotFound, XComNotFound for an absent key or deleted values.
@@ -11186,7 +11182,7 @@ class DagRun:
         with contextlib.suppress(RunNotFound):
             found = found or self._look(_select_failed, limit=most)
         rows, count = found or ([], 0)
-        return [_instance_of(row, self, False) for row in rows], count
+        return [_instance_of(row, self) for row in rows], count
 
     def _why(self, failed: Sequence[TaskInstance], count: int) -> str:
         """Why it failed: its own reason, then those of these tasks, the first of so many."""
@@ -12303,9 +12299,8 @@ class _LogLines:
 
 
 class _Progress:
-    """Tells what happens in a run: always to the `liteflow` logger, and to `progress`. If that is
-    True, it tells on standard error, on a terminal with a status below the lines. With `logs`, what
-    tasks print goes to standard output."""
+    """Tells what happens in a run: to the `liteflow` logger, and to `progress` (True: to standard
+    error, on a terminal with a status below); with `logs`, what tasks print to standard output."""
 
     snapshot: Callable[[], _Snapshot]  # the run as it is when it is called
 
