@@ -9656,12 +9656,12 @@ class _Start:
     def _take_over(self, row: _Row) -> None:
         """Keep what succeeded, put all else back to be decided anew, by today's code."""
         self._store.mark(row.id, self._again, _CLEARED)
-        found = self._resumption(row)
-        self._store.resume_run(row, found)
+        resumption = self._resumption(row)
+        self._store.resume_run(row, resumption)
         for instance in self.plan.instances():
             if instance.state is _S.FAILED:
                 # It has been lost with its scheduler so often that it may be what kills it.
-                past = found.instances[instance.task_id, instance.map_index]
+                past = resumption.instances[instance.task_id, instance.map_index]
                 why = f"lost with its scheduler {past.lost} times in a row"
                 attempt = _Attempt(instance)
                 attempt.state, attempt.started, attempt.error = "failed", past.began, why
@@ -9669,7 +9669,7 @@ class _Start:
                 self._owe(attempt, ["on_failure_callback"])
                 self._news.append(f"task {instance.label!r} was {why}: failed")
         if row.start_date is not None:
-            self._news += _news_of(found)
+            self._news += _news_of(resumption)
 
     def _owe(self, attempt: _Attempt, names: Iterable[str]) -> bool:
         """Have these callbacks of the task called after the commit. Returns whether it has any."""
@@ -9941,7 +9941,7 @@ class _Run(_Start):
                 stack.callback(self.runner.close)
                 while True:
                     with contextlib.suppress(_LookAgain):
-                        found = self._execute_once()
+                        run = self._execute_once()
                         break
         except BaseException as error:
             if not self._caught:
@@ -9955,7 +9955,7 @@ class _Run(_Start):
             number = self._caught[0]
             end = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
             raise end from trouble
-        return found
+        return run
 
     def _execute_once(self) -> DagRun:
         """Find the tasks, open the run, drive it to its end, close it, call the DAG's callbacks.
@@ -9995,11 +9995,11 @@ class _Run(_Start):
                 raise
             self._call_dag(row)
             self.runner.dismiss()  # they end while the file is closed
-        found = DagRun(row, self.path)
+        run = DagRun(row, self.path)
         for note in self.runner.notes:
             self.progress.tell(note)
-        self.progress.ended(found)
-        return found
+        self.progress.ended(run)
+        return run
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[_Store]:
@@ -10487,8 +10487,8 @@ class _Run(_Start):
             if getattr(self.dag, name) is not None:
                 facts = {**vars(row), "run_row": row.id, "conf": _parsed(row.conf, dict), **more}
                 if self.runner.remote and name == "on_failure_callback":
-                    found = DagRun(row, self.path)  # a worker there can't look up why it failed
-                    facts["reason"] = found._why(*found._failures(2)) or None
+                    run = DagRun(row, self.path)  # a worker there can't look up why it failed
+                    facts["reason"] = run._why(*run._failures(2)) or None
                 self._callbacks.append(_Callback(last, f"dag_{name}", reason, facts))
         signals = len(self._caught)
         try:
@@ -10579,7 +10579,7 @@ class _InLine:
         try:
             self.check()
             asked = {"run_id": self.future.run_id, "db_path": self.path, "resume": True}
-            found = _Run(self.dag, executor=pool, in_line=self, **asked, **self.options).execute()
+            ended = _Run(self.dag, executor=pool, in_line=self, **asked, **self.options).execute()
             self.begin()  # one that was a success already
         except _Taken:
             self.cancel(close=self._to_close)  # what kept `cancel` from it may be over
@@ -10602,7 +10602,7 @@ class _InLine:
                 self.begin()
                 self.future.set_exception(error)
         else:
-            self.future.set_result(found)
+            self.future.set_result(ended)
 
 
 def _is_left(row: _Row, path: str) -> bool:
@@ -12206,16 +12206,16 @@ def _grid_cell(line: _Line) -> _Html:
 def _file_page(path: str) -> str:
     """All DAGs of a file with their last runs, and what failed in the newest of each."""
     rows, sections = [], []
-    for found in _read(path, _select_histories):
-        runs = _read_runs(path, found["dag_id"], limit=20)
+    for dag in _read(path, _select_histories):
+        runs = _read_runs(path, dag["dag_id"], limit=20)
         last = [_chip(_run_style(run), "", title=_local_time(run.start_date)) for run in runs]
-        row = [found["dag_id"], _html("span", *last, class_="strip"), "", "", ""]
+        row = [dag["dag_id"], _html("span", *last, class_="strip"), "", "", ""]
         if newest := next(iter(runs), None):
             took = _seconds_text(newest.duration)
             row[2:] = [_run_chip(newest), _local_time(newest.start_date), took]
             if parts := _failure_sections(newest, _seen_instances(newest), _FEW_TOLD):
-                sections += [_html("h2", found["dag_id"]), *parts]
-        rows.append([*row, _ago(_moment(found["last_success"])), found["description"] or ""])
+                sections += [_html("h2", dag["dag_id"]), *parts]
+        rows.append([*row, _ago(_moment(dag["last_success"])), dag["description"] or ""])
     heads = "DAG,LAST RUNS,STATE,BEGAN,DURATION,LAST SUCCESS,DESCRIPTION".split(",")
     return _html_page(path, _html("h1", path), _html_table(heads, rows), *sections)
 
@@ -12470,20 +12470,20 @@ if __name__ == "__main__":
 def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
     """Run a command, and return its exit code; what went wrong is a sentence on standard error. A
     function that it returns is called last, and may raise: a debugger is to see that."""
-    found: int | Callable[[], int] = 0
+    code: int | Callable[[], int] = 0
     try:
-        found = act()
+        code = act()
     except KeyboardInterrupt:
-        found = 130
+        code = 130
     except SystemExit as end:  # by a signal; a script's own handler may say why, in place of a code
-        code = 0 if end.code is None else end.code
-        found = code if isinstance(code, int) else functools.partial(sys.exit, code)
+        why = 0 if end.code is None else end.code
+        code = why if isinstance(why, int) else functools.partial(sys.exit, why)
     except BrokenPipeError:  # its reader has seen enough
         pass
     except (AirflowException, OSError) as error:
         _say(f"liteflow: error: {_clean(error)}")
         known = ((DatabaseError, 3), (AlreadyRunning, 75), (AirflowException, 2), (OSError, 1))
-        found = next(code for kind, code in known if isinstance(error, kind))
+        code = next(number for kind, number in known if isinstance(error, kind))
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -12494,8 +12494,8 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             if stream is sys.stdout and not isinstance(error, BrokenPipeError):
                 _say(f"liteflow: error: the output can't be written: {error.strerror}")
-                found = found or 1
-    return found() if callable(found) else found
+                code = code or 1
+    return code() if callable(code) else code
 
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
@@ -12699,11 +12699,11 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
         # The user's file may raise anything; it is shown whole.
         raise _UsageError(f"{path} can't be loaded:\n{_said_once(_traceback(error))}") from None
     _name_as_main(main_module)
-    found = {dag.dag_id: dag for dag in _kept_dags}
+    dags = {dag.dag_id: dag for dag in _kept_dags}
     # Else what it has imported: a file of Airflow's has that, too.
     imported = [x for x in vars(main_module).values() if isinstance(x, Dag)]
-    found = found or {x.dag_id: x for x in imported if not isinstance(x, _RecordedDag)}
-    if not found:
+    dags = dags or {x.dag_id: x for x in imported if not isinstance(x, _RecordedDag)}
+    if not dags:
         how = "build it at its top level (a `@dag` is to be called), not below its main guard"
         if elsewhere := sorted({dag.fileloc for dag in _built.values() if dag.fileloc}):
             how = f"name the file that does: {', '.join(elsewhere)}"
@@ -12711,13 +12711,13 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
         if (other := classes.get(Dag.__name__)) is not None:
             how = f"it has one of another copy of liteflow, whose command is python3 -m {other}"
         raise _UsageError(f"{path} defines no DAG when it is imported: {how}")
-    if options.dag is not None and options.dag not in found:
-        raise _UsageError(f"{path} defines no DAG {options.dag!r}{_near(options.dag, found)}")
-    if options.dag is None and len(found) > 1:
-        raise _UsageError(f"{path} defines {len(found)} DAGs ({_few(found, 20)}): name one")
+    if options.dag is not None and options.dag not in dags:
+        raise _UsageError(f"{path} defines no DAG {options.dag!r}{_near(options.dag, dags)}")
+    if options.dag is None and len(dags) > 1:
+        raise _UsageError(f"{path} defines {len(dags)} DAGs ({_few(dags, 20)}): name one")
     # In a package this module goes by its full name, by which the file may import it, too.
     own = f"{_python()} -m {__name__}" if "." in __name__ else _own_command()
-    chosen, which = found[options.dag or next(iter(found))], filter(None, [options.dag])
+    chosen, which = dags[options.dag or next(iter(dags))], filter(None, [options.dag])
     return _run_or_debug(chosen, options, f"{own} {_typed('run', path, *which)}")
 
 
