@@ -8339,7 +8339,7 @@ class WorkerPool:
             raise RuntimeError("the WorkerPool is shut down")
         interactive = runner.since > 0
         if self._asked_context is None and self._initializer[0] is None:
-            # No room for a process: the other ways say so, too. A subinterpreter may not fork.
+            # Without room for a process, other ways say so, too; subinterpreters may not fork.
             with self._lock, contextlib.suppress(ImportError, OSError, RuntimeError):
                 if self._server is not None and self._server.serves(runner):
                     return self._server
@@ -8450,7 +8450,7 @@ def _close_pools() -> None:
     an executor's threads end later), then shut all pools down."""
     # A signal ends the wait, not the rest: the interpreter would wait for a worker that is left.
     signalled = contextlib.suppress(KeyboardInterrupt, SystemExit)
-    with signalled:  # one for all: each thread may have a pool of its own
+    with signalled:  # around all: each thread may have a pool of its own
         for runner in [runner for pool in list(_pools) for runner in list(pool._runners)]:
             waits = not runner.thread.daemon and runner.thread is not threading.main_thread()
             while waits and runner in runner._pool._runners:
@@ -8640,7 +8640,7 @@ class _SlotRunner(_Runner):
     def room(self, jobs: int) -> int:
         working = [slot for slot in self._slots if slot.state == "serving" and slot.spoilt is None]
         waiting = len(self._out) + len(self._unsent)
-        # With no job left before them, as all were withdrawn, they would say nothing ever again.
+        # Deaf ones count again once no job lies before them: else nothing would be sent any more.
         idle = 0 if self._deaf and waiting else sum([slot.is_idle for slot in working])
         coming = sum([slot.state == "asked" or slot.is_tidying for slot in self._slots])
         lacking = jobs + waiting - idle - coming
@@ -8927,7 +8927,7 @@ class _SlotRunner(_Runner):
             was_told = unasked or (slot.reason is not None and not slot.timed_out)
             lost = _Outcome("failed", why, terminated=was_told, unasked=unasked)
             self._events.append((attempt, lost))
-        elif attempt is not None and slot.callbacks is not None:  # what `_call_back` can't say
+        elif attempt is not None and slot.callbacks is not None:  # as `_call_back` says
             attempt.log_parts += 1
             said = f"liteflow: {slot.callbacks} failed: {slot.reason or _end_of(slot.exitcode)}\n"
             self._last_output.append((attempt, attempt.log_parts, said))
@@ -8967,7 +8967,7 @@ class _SlotRunner(_Runner):
         limits += [_GRACE for attempt, _ in self._out.values() if attempt in self._ending]
         if any(at_once for _, at_once in self._ending.values()):
             limits = [0.5]  # seconds; whoever is well has told by then
-        # In the time for which it was stopped itself they may have been stopped, too.
+        # While this process was stopped, they may have been stopped, too.
         self._watch += min(now - self._looked, _GLANCE)
         self._looked = now
         idle = any(slot.is_idle for slot in self._slots)
@@ -9988,7 +9988,7 @@ class _Run(_Start):
                 row = _until_unlocked(self.path, end, self._check_patience)
             except BaseException as error:  # a full disk, a bug, or what a signal's handler raises
                 self.reason = _brief(error)
-                with contextlib.suppress(Exception):  # it is this one that is to be told
+                with contextlib.suppress(Exception):  # what is to be told is the first error
                     row = store.end_run(DagRunState.FAILED, self.reason)
                     self._cut_off(folder)
                     self._call_dag(row)
@@ -10319,7 +10319,7 @@ class _Run(_Start):
         for up in node.upstream if self.runner.remote else ():
             index, up_id = instance.map_index if up.is_in_step_with(node) else None, up.task.task_id
             which, whole = {"task_id": up_id, "map_index": index}, (up_id, "return_value")
-            # Of what it is mapped over each job has its own element: all in each were n times n.
+            # Of what it is mapped over each job has its own element: all in each would be n * n.
             has_own = up in node.sources and whole not in takes
             if has_own and (up.mapping or look(_select_item, row, up_id, item=0) is not None):
                 found[whole], which["but_key"] = None, "return_value"
@@ -10387,7 +10387,7 @@ class _Run(_Start):
             return
         if state is _S.SUCCESS:
             self._batch.items += [(instance.row_id, n, *x) for n, x in enumerate(outcome.items)]
-            # Small values stay here for a moment: who takes them often starts in this very turn.
+            # Small values stay here for a moment: what takes them often starts in this very turn.
             task_id, index = instance.task_id, instance.map_index
             for key, *_, value in outcome.xcoms if instance.node.downstream else ():
                 if len(value) <= _INLINE:
@@ -10464,7 +10464,7 @@ class _Run(_Start):
         self.runner.withdraw()
         for attempt in self._attempts.values():
             self.runner.end(attempt, "its run ended", now=True)
-        for attempt in self.runner.calling():  # what a worker waits for word of is not recorded
+        for attempt in self.runner.calling():  # whose workers wait for word of them
             self.runner.call_back(_Callback(attempt, None, None))
 
     # Callbacks.
@@ -10545,7 +10545,7 @@ class _InLine:
                 held.callback(self.future.set_running_or_notify_cancel)
                 held.callback(self._give_up)
             if close and self._to_close:
-                # Now: who is told of it may shut the pool down.
+                # Before its future tells of it: whoever hears that may shut the pool down.
                 self.end("cancelled", held.call_due)
                 self._to_close = False
         return self._is_cancelled
@@ -10632,7 +10632,7 @@ class _RunLine:
         self._closed = False  # it takes no more runs
         self.giving_up = self.stopping = self.forced = False  # by `close`; `forced`: all at once
         self._writing: Any = threading.RLock()  # as it knows whose it is
-        # Of each file a connection, and an owner of what waits; and whose runs they may be.
+        # Of each file a connection, with what closes it and lets its owner go; and who uses it.
         self._files: dict[str, tuple[_Store, contextlib.ExitStack]] = {}
         self._entries: weakref.WeakSet[_InLine] = weakref.WeakSet()
 
@@ -10952,7 +10952,7 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool = False) -> TaskInstance:
     ti.try_number = max(0, row.task_attempt_try_number if attempt else row.try_number)
     ti.max_tries, was = row.max_tries, row.task_attempt_state
     if not attempt:
-        # What was decided anew since its latest attempt was cleared, or stands in a later stretch.
+        # Its latest attempt tells nothing of it once it was cleared, or a resume decided it anew.
         skipped = ti.state is _S.SKIPPED and was != "skipped"
         open_again = skipped or ti.state in (None, _S.UPSTREAM_FAILED)
         is_past = (row.start_date or row.end_date or "") < (run._row.resumed_date or "")
@@ -12897,7 +12897,7 @@ def _cmd_runs(options: argparse.Namespace) -> None:
     asked = {"state_or_running": state} if is_unsure else {"state": state, "limit": most + 1}
     runs = _read_runs(options.db, options.dag, ended_since=options.since, **asked)
     runs = [x for x in runs if state in (None, "failed" if x._owner_died else x.state)]
-    ids = collections.Counter[str]()  # six digits in all runs' ids: at a terminal a name for some
+    ids = collections.Counter[str]()  # of six digits: those in one id alone name it at a terminal
     if _may_redraw(sys.stdout):
         for row in _read(options.db, _select_run_ids, dag_id=options.dag):
             ids.update(re.findall(r"(?=(\d{6}))", row.run_id))
