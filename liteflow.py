@@ -8570,8 +8570,7 @@ class _SlotRunner(_Runner):
         """Slots that it could let go: what it does not need, and what is more than a fair share.
         Other threads ask, too, under the pool's lock."""
         mine = [slot for slot in self._slots if slot.spoilt is None]
-        able = [slot for slot in mine if slot.state == "serving"]
-        able.sort(key=lambda slot: not slot.is_idle)
+        able = sorted((s for s in mine if s.state == "serving"), key=lambda s: not s.is_idle)
         surplus = math.ceil(len(mine) - self._pool._most / len(self._pool._runners))
         if not (self._out or self._unsent or self in self._pool._slot_line):
             surplus = max(surplus, sum(slot.is_idle for slot in able))
@@ -8829,6 +8828,7 @@ class _SlotRunner(_Runner):
             self.end(attempt, *self._ending.pop(attempt))
 
     def _on_done(self, slot: _Slot, fields: Any, taken: int, values: Sequence[bytes] = ()) -> None:
+        """It ended its job, and took the one of the number `taken` at once (0: none)."""
         outcome, attempt = _Outcome(*fields), slot.attempt
         if values:
             outcome = _with_values(outcome, values)
@@ -8853,7 +8853,7 @@ class _SlotRunner(_Runner):
         slot.attempt, slot.reason, slot.deadline = None, None, math.inf
         if outcome.held:
             slot.state, slot.attempt = "held", attempt
-        if taken:  # it took its next job at once
+        if taken:
             self._on_took(slot, taken)
 
     # Callbacks.
@@ -8895,6 +8895,7 @@ class _SlotRunner(_Runner):
             self._ending[attempt] = (reason, now)
 
     def _overdue(self, slot: _Slot) -> None:
+        """Its job, that job's end, its callbacks or its start have taken too long."""
         slot.deadline = math.inf
         if slot.attempt is not None and slot.reason is None and slot.state != "calling":
             return slot.ask_to_end(f"timeout after {slot.timeout:g} s")
@@ -10526,8 +10527,7 @@ class _InLine:
         self.place = _place()  # by then the program may have changed its directory, or environment
         self.options = {n: getattr(run.asked, n) for n in ("pools", "progress", "stop")}
         self.due = 0.0  # it is not to begin before that time
-        future: Any = concurrent.futures.Future()
-        self.future: _RunFuture = future
+        self.future: _RunFuture = concurrent.futures.Future()  # type: ignore[assignment]
         self._give_up = self.future.cancel
         self._fate = threading.Lock()  # who gets it says whether it begins or is cancelled
         self._is_cancelled = False  # before its future is: first it is closed in the file
@@ -12889,9 +12889,8 @@ def _trouble_of(path: str, dag: Mapping[str, Any], since: str | None) -> str | N
 
 
 def _cmd_runs(options: argparse.Namespace) -> None:
-    documents, rows = [], []
+    documents, rows, state = [], [], options.state
     most = _MOST_RUNS if options.limit is None else options.limit
-    state = options.state
     # A run that reads `running`, and nobody works on, has failed: all such are read, without limit.
     is_unsure = state in ("failed", "running")
     asked = {"state_or_running": state} if is_unsure else {"state": state, "limit": most + 1}
