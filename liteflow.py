@@ -9456,7 +9456,7 @@ class _Start:
         self.recorded: _Row | None = None  # the run to resume
         self._aside = _datetime.timedelta()  # added to now, if a run had that time already
         self.reason: str | None = None  # why it was stopped, if it was
-        self._held = _Held()
+        self._signals = _Held()  # those that are held back, once it executes
         self._caught: list[int] = []  # signals that came, and are to end it
         self._stop_is_set = getattr(asked.stop, "is_set", bool)  # bool() is False
         self._calls: dict[str, tuple[_Call, str, _Settings]] = {}  # of each task: see `_job`
@@ -9473,13 +9473,13 @@ class _Start:
         self.runner.wake()
         # All that a run tells goes through `_print`, whose callers suppress what is raised.
         is_telling = getattr(frame, "f_code", None) is _print.__code__
-        if is_telling and (self._held.try_due() or len(self._caught) > 1):
+        if is_telling and (self._signals.try_due() or len(self._caught) > 1):
             self.progress.mute()
             raise BlockingIOError  # it waits for somebody to read what it tells
 
     def _check(self) -> None:
         """Raises AirflowException if the run was told to stop before it has begun."""
-        self._held.call_due()
+        self._signals.call_due()
         if self._caught or self._stop_is_set():
             raise AirflowException("stopped before the run began")
         if self.asked.in_line is not None:
@@ -9936,7 +9936,7 @@ class _Run(_Start):
             stack = contextlib.ExitStack()
             if not self.asked.in_process:  # where signals are to cut off the task itself
                 # Held till the runner's very end: after half of that, a pool would miss a worker.
-                stack = self._held = _Held(self._hear_signal)
+                stack = self._signals = _Held(self._hear_signal)
             with stack:
                 self.runner = self._make_runner()
                 stack.callback(self.runner.close)
@@ -10065,7 +10065,7 @@ class _Run(_Start):
             if not self._forced:
                 self._choose(self.plan.ready_count(_monotonic()))
             self._record()
-            self._held.call_due()
+            self._signals.call_due()
             if self._callbacks and not self._forced:  # what they follow is recorded now
                 self._choose(0)
             if self._is_over():
@@ -10101,7 +10101,7 @@ class _Run(_Start):
 
     def _check_patience(self) -> None:
         """Raises DatabaseError once all is to end at once: nobody waits any longer for the lock."""
-        self._held.call_due()
+        self._signals.call_due()
         if self._forced or len(self._caught) > 1:
             raise DatabaseError(f"{self.path} is locked by another process: not all is recorded")
 
@@ -10496,7 +10496,7 @@ class _Run(_Start):
             self._choose(0)
             while (self._callbacks or self.runner.calling()) and len(self._caught) == signals:
                 self.runner.wait(0.5)
-                self._held.call_due()
+                self._signals.call_due()
                 self._choose(0)
             self._batch.logs += self.runner.output()
             if self._batch:
