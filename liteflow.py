@@ -8533,7 +8533,7 @@ class _SlotRunner(_Runner):
                 self._lend()
             check()
             self.wait(_ANSWER)
-        return _refuse_missing(info, *self._found)
+        return _found_by_name(info, *self._found)
 
     def _join(self, slot: _Slot) -> None:
         """Let its worker import the DAG; whoever does so first says which tasks are there."""
@@ -9068,8 +9068,8 @@ def _of_replaced() -> str:
     return "" if is_same else f": {__file__} was replaced: restart the program"
 
 
-def _refuse_missing(info: dict[str, Any], missing: Sequence[str], named: set[str]) -> set[str]:
-    """Raises UnreachableTask for `missing` tasks; else returns those `named`, found by that."""
+def _found_by_name(info: dict[str, Any], missing: Sequence[str], named: set[str]) -> set[str]:
+    """The ids of tasks found by function name alone. Raises UnreachableTask if any is missing."""
     if not missing:
         return named
     few, (module, dag_id, earlier) = _few(map(repr, missing), 5), info["key"]
@@ -9119,7 +9119,7 @@ class _ExecutorRunner(_Runner):
                 f"task {missing[0]!r} can't be found by the executor's workers, where `__main__` "
                 "is another program: import the DAG from a module that they have"
             )
-        return _refuse_missing(info, missing, named)
+        return _found_by_name(info, missing, named)
 
     def _submit(self, attempt: _Attempt | None, *message: Any) -> Future[bytes]:
         future = self._executor.submit(_run_remotely, self._info, marshal.dumps(message))
