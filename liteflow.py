@@ -8403,8 +8403,7 @@ class WorkerPool:
         if free != resource.RLIM_INFINITY:
             with contextlib.suppress(OSError):
                 free -= len(os.listdir("/dev/fd"))
-            fit = self._count + (free - _FREE_FILES) // _SLOT_FILES
-            self._most = max(1, min(self._most, fit))
+            self._most = max(1, min(self._most, self._count + (free - _FREE_FILES) // _SLOT_FILES))
         if self._most < self.max_workers:
             some = f"{self._most} of {self.max_workers} workers"
             runner.notes[f"{some} fit into the limit of open files (ulimit -n)"] = None
@@ -9105,10 +9104,9 @@ class _ExecutorRunner(_Runner):
         self._callbacks: dict[Future[bytes], tuple[_Attempt, float]] = {}
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
-        # Workers keep what they know of a run under its token; `log_db` is for `log_url` alone.
-        here = {"db_path": None, "log_db": info["db_path"], "token": os.urandom(8)}
-        here |= dict.fromkeys(("environ", "sys_path"))  # they have their own; it goes with each job
-        self._info = marshal.dumps({**info, **here})
+        # Workers have their own environment, and know a run by its token; `log_db`: for `log_url`.
+        here = {"environ": None, "sys_path": None, "db_path": None, "log_db": info["db_path"]}
+        self._info = marshal.dumps({**info, **here, "token": os.urandom(8)})  # goes with each job
         asked = self._submit(None, "find", tasks)
         while not asked.done():
             check()
@@ -9861,7 +9859,9 @@ def _refuse_index(run_id: str, names: Iterable[Any], known: Collection[_Instance
     """Raises TaskNotFound for an index that the run has not (None: all of the task)."""
     for task_id, index in names:
         if index is not None and (task_id, index) not in known:
-            raise TaskNotFound(f"task {task_id!r} of run {run_id!r} has no index {index}")
+            there = _few([str(i) for t, i in sorted(known) if t == task_id and i >= 0]) or "none"
+            what = f"task {task_id!r} of run {run_id!r} has no index {index}"
+            raise TaskNotFound(f"{what}; there is {there}")
 
 
 def _news_of(found: _Resumption) -> list[str]:
@@ -12772,9 +12772,9 @@ def _chosen_run(path: str, name: str | None) -> DagRun:
         runs = "a run" if len(fits) == 1 else f"{len(fits)} runs"
         how = f"name one as DAG/RUN, or by {_SHORTEST_PART} letters or more that no other has"
         raise RunNotFound(f"{name!r} fits {runs} in {path}: {_few(map('/'.join, fits), 5)}; {how}")
-    what = f"DAG with a run, and no run, {name!r}" if known or name else "run"
+    what = f"neither a run nor a DAG with runs named {name!r}" if known or name else "no run"
     near = _near(name, {row.dag_id for row in known}) if known or name else ""
-    raise RunNotFound(f"there is no {what} in {path}{near}")
+    raise RunNotFound(f"there is {what} in {path}{near}")
 
 
 def _cmd_visualize(options: argparse.Namespace) -> None:
@@ -12853,7 +12853,7 @@ def _cmd_page(options: argparse.Namespace) -> None:
 
 def _cmd_list(options: argparse.Namespace) -> int:
     if options.max_age is not None and not options.check:
-        raise _UsageError("--max-age is for --check")
+        raise _UsageError("--max-age is for --check: give that, too")
     dags, rows = [], []
     for each in _read(options.db, _select_histories, options.dag):
         newest = each.pop("newest")

@@ -21536,6 +21536,7 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(0, "delete", "flow", "--all", "--yes", words=["with 1 run"])
         self.assertEqual(json.loads(self.assert_exit(0, "list", "--json").stdout), [])
         self.assert_exit(2, "show", words=["there is no run in"])
+        self.assert_exit(2, "show", "flow", words=["neither a run nor a DAG with runs"])
         self.assertIn("LAST SUCCESS", self.assert_exit(0, "list").stdout)
         DAG("empty").test(db_path=self.db)
         shown = self.assert_exit(0, "show", "empty").stdout
@@ -21726,7 +21727,7 @@ class CommandLineTest(ScriptCase):
         self.assert_exit(2, "show", "run", words=["fits 2 runs", "flow/run0"])
         self.assert_exit(2, "logs", "flow", "goood", words=["'good'"])
         self.assert_exit(2, "runs", "flwo", words=["'flow'"])
-        self.assert_exit(2, "show", "", words=["no run, '' in", "there is 'flow'"])
+        self.assert_exit(2, "show", "", words=["runs named '' in", "there is 'flow'"])
         self.assert_exit(0, "show", "flow/run0")
 
     def test_wrong_graphs_are_2(self):
@@ -22361,7 +22362,7 @@ class SeeingTest(ScriptCase):
         self.assertRegex(self.seen("list"), r"fat +0 +none\n")  # not that it never succeeded
         self.seen("list", "--check")  # there is nothing left to be in trouble
         self.assertIn(f"there is no run in {self.db}", self.cli("show").stderr)
-        self.assertIn("no run, 'fat' in ", self.cli_here("show", "fat", "--db", self.db).stderr)
+        self.assertIn("runs named 'fat' in ", self.cli_here("show", "fat", "--db", self.db).stderr)
         self.assertIn("no run", self.seen("list", "--check", "--max-age", "26h", code=1))
         self.assertEqual([run.run_id for run in Dag("fat").runs(copy)][-1], "r0")
         self.assertEqual(Dag("fat").runs(copy)[-1].xcom_pull("f"), bytes(2_000_000))
@@ -22636,7 +22637,7 @@ class SeeingTest(ScriptCase):
             self.assertEqual(done.returncode, 2)
             self.assertNotIn("Traceback", done.stderr)
         done = self.script_here("--task", "double[9]")
-        self.assertIn("task 'double' of run 'night' has no index 9", done.stderr)
+        self.assertIn("task 'double' of run 'night' has no index 9; there is 0, 1", done.stderr)
         self.script(self.FLOW.replace("raise ValueError(", "raise OSError("))
         done = self.cli("run", "my_flow.py", "--task", "bad")
         self.assertIn("OSError: no luck\nat all", done.stderr)
