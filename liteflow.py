@@ -10606,8 +10606,8 @@ class _InLine:
 
 
 def _is_left(row: _Row, path: str) -> bool:
-    """Whether the run lost its process, and is nobody's: what `recover` goes on with. Who was asked
-    to stop it may have died within its teardowns."""
+    """Whether the run lost its process, and is nobody's: what `recover` goes on with. Not so one
+    that was asked to stop, though it may have lost it within its teardowns."""
     why = {"queued": (_SUBMITTED,), "failed": (_DIED, _SHUT_DOWN)}
     cut_off = row.state == "running" or row.reason in why.get(row.state, ())
     return cut_off and row.stop_requested is None and not _owner_lives(path, row.owner)
