@@ -310,7 +310,7 @@ class AirflowTaskTerminated(BaseException):
 
 
 # They come from outside, at any moment: what was under way then did not raise them.
-_ENDS = KeyboardInterrupt, AirflowTaskTimeout, AirflowTaskTerminated
+_FROM_OUTSIDE = KeyboardInterrupt, AirflowTaskTimeout, AirflowTaskTerminated
 
 
 class DatabaseError(AirflowException):
@@ -462,7 +462,7 @@ def _shown(value: object, limit: int = 200, show: Callable[[Any], str] = repr) -
         text = show(value)
         if show is repr:  # of a table's lines, a DataFrame's say, the first one tells nothing
             text = text.replace("\n", " ").strip()
-    except _ENDS:
+    except _FROM_OUTSIDE:
         raise
     except BaseException as error:  # a user's __repr__ may raise anything; the value is fine
         text = f"<{type(value).__name__} whose repr raised {type(error).__name__}>"
@@ -525,7 +525,7 @@ class _Held(contextlib.ExitStack):
             try:
                 for number in _signal.valid_signals():
                     handler = _signal.getsignal(number)
-                    if callable(handler) or (self._heard and _ends(number, handler)):
+                    if callable(handler) or (self._heard and _ends_program(number, handler)):
                         self._before[number] = handler
                         with contextlib.suppress(ValueError):  # it is a subinterpreter's
                             _signal.signal(number, self._note)
@@ -552,7 +552,7 @@ class _Held(contextlib.ExitStack):
             signal.signal(number, handler)
             os.kill(os.getpid(), number)
             return
-        ends = self._heard is not None and _ends(number, handler)
+        ends = self._heard is not None and _ends_program(number, handler)
         if not ends:
             self._due.append(functools.partial(handler, number, frame))
         if self._heard is not None:
@@ -576,7 +576,7 @@ class _Held(contextlib.ExitStack):
         return bool(self._due)
 
 
-def _ends(number: int, handler: Any) -> bool:
+def _ends_program(number: int, handler: Any) -> bool:
     """Whether the signal, by its default handler, ends the program."""
     ends = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
     return number in ends and handler in (signal.SIG_DFL, signal.default_int_handler)
@@ -3369,11 +3369,11 @@ class _Node:
         if not self.upstream:
             return _S.RUNNING
         rule = self.task.trigger_rule
-        decision = _by_rule(rule, *self.ends(instance, self.counts, self.upstream))
+        decision = _by_rule(rule, *self.tally(instance, self.counts, self.upstream))
         if self.setups and rule is not TriggerRule.ALWAYS:
             is_teardown = self.task.is_teardown  # one setup is enough, but all else must have ended
             enough = TriggerRule.ONE_SUCCESS if is_teardown else TriggerRule.ALL_SUCCESS
-            allowed = _by_rule(enough, *self.ends(instance, self.needs, self.setups))
+            allowed = _by_rule(enough, *self.tally(instance, self.needs, self.setups))
             # Here, too, a failure wins over a skip, whatever came first.
             waits = decision is None and (is_teardown or allowed is _S.SKIPPED)
             if decision is not _S.UPSTREAM_FAILED and allowed is not _S.RUNNING and not waits:
@@ -3385,8 +3385,8 @@ class _Node:
             return None
         return decision
 
-    def ends(self, instance: _Instance, counts: list[int], nodes: Iterable[_Node]) -> Sequence[int]:
-        """The counts, and with them, of each node in step, the instance of the same index."""
+    def tally(self, instance: _Instance, counts: list[int], nodes: Iterable[_Node]) -> list[int]:
+        """The counts; each of the nodes that is in step adds its instance of the same index."""
         if self.group is None:
             return counts
         counts = counts.copy()
@@ -6234,7 +6234,7 @@ def _call_back(execution: _Execution, owner: Any, name: str) -> None:
             continue
         try:
             _as_running(execution, _called, callback, (execution.context,), {}, {})
-        except _ENDS:
+        except _FROM_OUTSIDE:
             raise
         except BaseException as error:  # a user's callback may raise anything
             _end_if_child(execution, error)
@@ -6369,7 +6369,7 @@ def _push(execution: _Execution, key: str, value: Any, said: str) -> None:
 def _pickled(value: Any, said: str) -> bytes | _Pieces:
     try:
         return _dump_in_pieces(value)
-    except _ENDS:
+    except _FROM_OUTSIDE:
         raise
     except BaseException as error:  # pickling runs the value's own code: it may even sys.exit
         remedy = "; return its items as a list" if hasattr(value, "__next__") else ""
