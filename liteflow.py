@@ -499,14 +499,14 @@ class _Record:
 _signal: Any = sys.modules.get("_signal", signal)
 
 
-class _Held(contextlib.ExitStack):
+class _HeldSignals(contextlib.ExitStack):
     """Holds signals' handlers back while something must be whole: Python calls them in the main
     thread, between any two steps, and what they raise would leave a lock held, a transaction open,
-    a worker that nobody has. `call_due` calls them at a moment at which all is whole, as the end
-    does.
+    a worker that nobody has. `call_due` calls those that are due, where all is whole; so does the
+    end of the block.
 
-    `heard` is told of each signal that comes, by its number if it is a SIGINT, SIGTERM or SIGHUP
-    whose handler is the default: these are its own to see to.
+    `heard` is told of each signal as it comes: with the number of a SIGINT, SIGTERM or SIGHUP whose
+    handler is the default (these `heard` has to see to), with None of any other.
     """
 
     _pid = 0  # this process, as long as it holds any
@@ -564,7 +564,7 @@ class _Held(contextlib.ExitStack):
             self._due.pop(0)()
 
     def try_due(self) -> bool:
-        """The same, but what one of them raises comes only with the next call. Whether it does."""
+        """The same, but what one of them raises is kept for the next call. Whether any is kept."""
         try:
             self.call_due()
         except BaseException as error:  # whatever it is
@@ -4615,7 +4615,7 @@ def _storable(text: object) -> str:
 def _read_once(path: str, wal: bool, most: int, look: Callable[[sqlite3.Connection], T]) -> T:
     mode = f"mode=ro{'' if wal else '&immutable=1'}"
     # A signal's handler may wait for a thread that waits for SQLite's lock.
-    with _Held(), _in_sqlite, contextlib.closing(_connected(path, mode, 5.0)) as db:
+    with _HeldSignals(), _in_sqlite, contextlib.closing(_connected(path, mode, 5.0)) as db:
         for pragma in ("trusted_schema=OFF", "query_only=ON", "temp_store=MEMORY"):
             db.execute(f"PRAGMA {pragma}")
         db.text_factory = lambda data: data.decode(errors="replace")
@@ -8234,7 +8234,7 @@ class WorkerPool:
         is shut down. What then keeps the run from beginning (a task that no worker finds; a full
         disk, if it is full for seconds) closes it as failed.
         """
-        with _Held() as held:
+        with _HeldSignals() as held:
             return self._run_line().submit(dag, options, held.call_due)
 
     def recover(self, dag: Dag, **options: Any) -> list[_RunFuture]:
@@ -8245,7 +8245,7 @@ class WorkerPool:
 
         `options`: `db_path`, `pools`, `progress` and `stop`, as of `Dag.run`. Raises as `submit`.
         """
-        with _Held():
+        with _HeldSignals():
             return self._run_line().recover(dag, options)
 
     def _run_line(self) -> _RunLine:
@@ -8270,7 +8270,7 @@ class WorkerPool:
         thread (that of its future's callbacks), in a signal handler during a run that uses the
         pool, or in a destructor that has cut into it: these can't wait for their own end.
         """
-        with _Held() as held:
+        with _HeldSignals() as held:
             runs = self._runs
             if runs is not None:
                 runs.close(give_up=cancel_futures or stop, stop=stop)
@@ -9454,7 +9454,7 @@ class _Start:
         self.recorded: _Row | None = None  # the run to resume
         self._aside = _datetime.timedelta()  # added to now, if a run had that time already
         self.reason: str | None = None  # why it was stopped, if it was
-        self._signals = _Held()  # those that are held back, once it executes
+        self._signals = _HeldSignals()  # those that are held back, once it executes
         self._caught: list[int] = []  # signals that came, and are to end it
         self._stop_is_set = getattr(asked.stop, "is_set", bool)  # bool() is False
         self._calls: dict[str, tuple[_Call, str, _Settings]] = {}  # of each task: see `_job`
@@ -9936,7 +9936,7 @@ class _Run(_Start):
             stack = contextlib.ExitStack()
             if not self.asked.in_process:  # where signals are to cut off the task itself
                 # Held till the runner's very end: after half of that, a pool would miss a worker.
-                stack = self._signals = _Held(self._hear_signal)
+                stack = self._signals = _HeldSignals(self._hear_signal)
             with stack:
                 self.runner = self._make_runner()
                 stack.callback(self.runner.close)
@@ -10537,7 +10537,7 @@ class _InLine:
 
     def cancel(self, close: bool = True) -> bool:
         """As `Future.cancel`; the run is closed as failed, or else stays for `recover`."""
-        with _Held() as held:
+        with _HeldSignals() as held:
             if self._fate.acquire(blocking=False):
                 # Who comes first decides: asyncio, told of it, cancels it once more.
                 self._is_cancelled, self._to_close = True, close

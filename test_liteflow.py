@@ -16892,7 +16892,7 @@ class StopTest(Case):
         before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
         self.addCleanup(signal.signal, signal.SIGALRM, before)
         self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
-        with liteflow._Held(run._hear_signal) as run._signals:
+        with liteflow._HeldSignals(run._hear_signal) as run._signals:
             note = signal.getsignal(signal.SIGTERM)
             signal.signal(signal.SIGALRM, lambda _, frame: note(signal.SIGTERM, frame))
             signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
