@@ -4010,10 +4010,10 @@ class _Resumption:
     """What a resume keeps, runs again, adds and removes: Airflow's rule for clearing.
 
     What failed, was cut off, is new, was cleared, or was skipped for others is decided anew, and
-    so is all that hangs on a task that runs again: of what is new or was skipped, on what is known
-    to run. All else stays. To a task that takes results, an instance that comes, goes or moves
-    counts as one that runs again. Mapped instances are known by what they were mapped over
-    (`keys`), not by their index.
+    so is all that hangs on a task that runs again (what is new or was skipped counts as one only
+    where it is known to run). All else stays. To a task that takes results, an instance that comes,
+    goes or moves counts as one that runs again. Mapped instances are known by what they were mapped
+    over (`keys`), not by their index.
     """
 
     def __init__(
@@ -4024,14 +4024,14 @@ class _Resumption:
         keys: Callable[[_ExpandInput], list[str]],
         running: Collection[_InstanceKey] = (),
     ) -> None:
-        """`running`: which of the `left_out` are known to run after all."""
+        """`running`: which of those that `may_not_run` are known to run after all."""
         self.instances: dict[_InstanceKey, _Past] = {}  # of today's code; new ones have no id
-        self.again: set[_InstanceKey] = set()  # what runs again, or is decided anew
+        self.again: set[_InstanceKey] = set()  # what runs again, or is decided anew; of that:
+        self.may_not_run: set[_InstanceKey] = set()  # what is new or did not run, and may end so
+        self.along: set[_InstanceKey] = set()  # what pulls nothing: taken along, or cleared alone
         self.unexpanded: set[str] = set()  # their instances are known once others have ended
         self.removed: list[tuple[_Past, int]] = []  # with the index that they get
         self._dag, self._keys, self._running = dag, keys, running
-        self.left_out: set[_InstanceKey] = set()  # of that, what is new or did not run, and may not
-        self.along: set[_InstanceKey] = set()  # what pulls nothing: taken along, or cleared alone
         self._moved: set[str] = set()  # tasks of which one came, went or has another index
         # What hangs on these runs again: on one instance, on any of a task's (index None).
         self._pulling: set[tuple[str, int | None]] = set()
@@ -4107,10 +4107,10 @@ class _Resumption:
                 continue
             self.again.add(key)
             alone = row.cleared == _CLEARED_ALONE
-            left_out = not row.row_id or row.state in ("skipped", "upstream_failed")
-            left_out |= alone and not row.try_number  # it was when it was cleared
-            if left_out and not pulled and key not in self._running:
-                self.left_out.add(key)  # decided anew, it may well end so (again)
+            did_not_run = not row.row_id or row.state in ("skipped", "upstream_failed")
+            did_not_run |= alone and not row.try_number  # nor had it when it was cleared
+            if did_not_run and not pulled and key not in self._running:
+                self.may_not_run.add(key)
             elif (alone and not (pulled or changed)) or (task.is_teardown and not by_itself):
                 self.along.add(key)
             else:
@@ -4144,7 +4144,7 @@ class _Resumption:
             torn_by = [row for row in torn_by if row.map_index < 0 or row.task_id not in in_step]
             for index in self._indexes[setup_id]:
                 key = setup_id, index
-                if {key, *self._beside(setup, index, work)} & self.again <= self.left_out:
+                if {key, *self._beside(setup, index, work)} & self.again <= self.may_not_run:
                     continue
                 ends = {*self._beside(setup, index, teardowns)}
                 self.along |= ends - self.again
@@ -9705,7 +9705,7 @@ class _Start:
             # Where those that pull nothing gave no elements, they may give some now.
             fed = {node for name, _ in found.along for node in self.plan._by_id[name].feeds}
             starting |= {(node.task.task_id, -1) for node in fed if not self.plan._count(node)}
-            starting &= found.left_out
+            starting &= found.may_not_run
             if not starting or row.start_date is None:  # then there is nothing to pull
                 if found.along:
                     self._plan_on(recorded, kept)
@@ -9875,7 +9875,7 @@ def _news_of(found: _Resumption) -> list[str]:
     removed = [row._replace(map_index=i) for row, i in found.removed if row.state != "removed"]
     anew = dict.fromkeys(row.task_id for row in removed if row.task_id in found.unexpanded)
     new = [k for k, row in found.instances.items() if not row.row_id and k[0] not in anew]
-    new = [key for key in new if key not in found.left_out]
+    new = [key for key in new if key not in found.may_not_run]
     left = [row for row in removed if row.try_number or row.task_id not in totals]
     left = [row for row in left if row.task_id not in anew]
     gone = [f"{_label_of(x.task_id, x.map_index)} {_element_text(x.preview)}".strip() for x in left]
