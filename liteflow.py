@@ -1370,8 +1370,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         vars(made).update(dag=self.dag, task_group=self.task_group)  # which know it already
         return made
 
-    def _follow(self, call: Callable[[], Any], execution: _Execution) -> Any:
-        """The task's result: the call's own; but bash runs what it returns, a sensor repeats it."""
+    def _result_of(self, call: Callable[[], Any], execution: _Execution) -> Any:
+        """The task's result: what the call returns; but bash runs that, and a sensor repeats it."""
         return call()
 
     def __repr__(self) -> str:
@@ -1556,7 +1556,7 @@ class _FunctionOperator(BaseOperator):
         mine = _copy_with(self, **kwargs.pop(_LATE)) if _LATE in kwargs else self
         context = execution.context if _takes_context(self.python_callable) else {}
         call = functools.partial(_called, self.python_callable, args, kwargs, context)
-        return mine, functools.partial(mine._follow, call, execution)
+        return mine, functools.partial(mine._result_of, call, execution)
 
     def execute(self, context: Context) -> Any:
         """Call the function on its arguments (which must hold no placeholders)."""
@@ -1882,7 +1882,7 @@ def _checked_source(what: str, name: str | None, source: Any) -> Any:
 @functools.cache
 def _decorated(kind: type[BaseOperator]) -> Any:
     """The class of the tasks that `@task.bash` and its kin make: a function's task, with the
-    settings of this kind of operator and what that does with a result (`_follow`)."""
+    settings of this kind of operator and its `_result_of` what the function returns."""
     fields = [name for name in kind._known_settings if name in kind.template_fields]
     body = {"_kind": kind, "template_fields": fields, "__doc__": kind.__doc__}
     return _OperatorType(kind.__name__, (_FunctionOperator, kind), body)
@@ -1917,9 +1917,9 @@ class BashOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Run the command. Raises AirflowSkipException, AirflowException by its exit code."""
-        return self._follow(lambda: self.bash_command, _running_execution())
+        return self._result_of(lambda: self.bash_command, _running_execution())
 
-    def _follow(self: Any, call: Callable[[], Any], execution: _Execution) -> Any:
+    def _result_of(self: Any, call: Callable[[], Any], execution: _Execution) -> Any:
         from subprocess import PIPE, STDOUT, Popen
 
         command = call()
@@ -2019,10 +2019,10 @@ class BaseSensorOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Poke until it is true. Raises AirflowSensorTimeout."""
-        return self._follow(lambda: _awaited(self.poke(context)), _running_execution())
+        return self._result_of(lambda: _awaited(self.poke(context)), _running_execution())
 
-    def _follow(self: Any, call: Callable[[], Any], execution: Any) -> Any:
-        """A sensor's loop; its time counts from its first poke, in whatever worker that was."""
+    def _result_of(self: Any, call: Callable[[], Any], execution: _Execution) -> Any:
+        """Poke until it is true. The time counts from the first poke, in whatever worker it was."""
         for number in itertools.count(execution.job.pokes):
             try:
                 found = call()
