@@ -3264,9 +3264,8 @@ class _Past(_NamedTuple):
 _CLEARED, _CLEARED_ALONE = 1, 2
 _NEVER_RUN = _Past(0, "", -1, None, try_number=0, max_tries=0)  # what is new, whatever its task
 
-# Counts of the instances that a node waits for, by how they ended (these are the places; of what a
-# stopped run leaves, that of upstream_failed), and, in the last place, of the tasks of which some
-# have not.
+# What a node waits for is counted in a list: at these places the instances that ended so (what a
+# stopped run leaves counts as upstream_failed), at the last one the tasks that have any pending.
 _END_AT: dict[Any, int] = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.SKIPPED: 3}
 _PENDING = 4
 _NO_COUNTS = [0] * 5  # shared by all nodes that wait for nothing
@@ -3342,8 +3341,8 @@ class _Node:
         # Branches and short circuits that may leave it out; of a teardown, all further up in its
         # scopes, too: a failure may have decided what stands between, while they still run.
         self.gates: Any = ()
-        self.closers: Any = ()  # the teardowns of which it is such a one
-        self.guarded: Any = ()  # those that this one may leave out
+        self.guarded: Any = ()  # what this one, a branch or short circuit, may leave out
+        self.closers: Any = ()  # the teardowns in whose scopes this is such a gate
         self.feeds: tuple[_Node, ...] = ()  # those that are mapped over its result
         self.sources: tuple[_Node, ...] = ()  # those whose results it is mapped over
         self.mates: Sequence[_Node] = ()  # those that are mapped together with it, in order
@@ -3994,7 +3993,7 @@ def _taken_by(task: BaseOperator) -> frozenset[str]:
     return frozenset(r.operator.task_id for r in _results_in([args, kwargs, sources]))
 
 
-def _takes(task: BaseOperator) -> str | None:
+def _takes_text(task: BaseOperator) -> str | None:
     """The same ids as a run records them; `up[]` where it takes all results of a mapped task."""
     names = []
     for up in sorted(_taken_by(task)):
@@ -4090,7 +4089,7 @@ class _Resumption:
 
     def _decide(self, task: BaseOperator, is_empty: bool) -> None:
         """Which of the task's instances run again, and which of those pull others along."""
-        takes, takes_text = _taken_by(task), _takes(task)
+        takes, takes_text = _taken_by(task), _takes_text(task)
         for index in self._indexes[task.task_id]:
             key = task.task_id, index
             row = self.instances[key]
@@ -4914,7 +4913,7 @@ class _Store:
                 task = node.task
                 group_id = task.task_group.group_id if task.task_group else ""
                 role = "setup" if task.is_setup else "teardown" if task.is_teardown else ""
-                of_task = _json_ids(task._upstream), _takes(task) or "", group_id, role
+                of_task = _json_ids(task._upstream), _takes_text(task) or "", group_id, role
                 for i in node.instances:
                     mapped = node.mapping is not None and i.map_index >= 0
                     element, preview = element_of(i, node.mapping) if mapped else ("", "")
