@@ -3451,7 +3451,8 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
         node.downstream = tuple(map(nodes.__getitem__, node.task._downstream))
     ordered = [nodes[task.task_id] for task in order]
     _weigh(ordered)
-    _find_setups_and_gates(ordered)
+    _find_gates(ordered)
+    _find_setups(ordered)
     together: dict[_ExpandInput, list[_Node]] = {}
     for node in ordered:
         if node.mapping is not None:
@@ -3495,9 +3496,8 @@ def _weigh(order: Sequence[_Node]) -> None:
                     node.weight += (sign << place) * bits.bit_count()
 
 
-def _find_setups_and_gates(order: Sequence[_Node]) -> None:
-    """Give each node the setups in whose scope it stands (a teardown: those right above it), and
-    its gates: the branches and short circuits that may leave it out, say."""
+def _find_gates(order: Sequence[_Node]) -> None:
+    """Give each node its gates: the branches and short circuits that may leave it out."""
     for node in order:
         if (flow := node.task._flow) is None:
             continue
@@ -3510,12 +3510,15 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
                 node.guarded.append(below)
                 below.gates = below.gates or []
                 below.gates.append(node)
-    if not (setups := [node for node in order if node.task.is_setup]):
-        return
+
+
+def _find_setups(order: Sequence[_Node]) -> None:
+    """Give each node the setups in whose scope it stands (a teardown: those right above it), and a
+    teardown, as gates, all that stands further up in its scopes."""
     # A bit stands for a setup and a teardown of it. A scope without a teardown has no end.
     scopes = list[tuple[_Node, _Node | None]]()
     begun, ended = collections.Counter[_Node](), collections.Counter[_Node | None]()
-    for setup in setups:
+    for setup in [node for node in order if node.task.is_setup]:
         ends: list[_Node | None] = [node for node in setup.downstream if node.task.is_teardown]
         for end in ends or [None]:
             begun[setup] |= 1 << len(scopes)
@@ -3523,19 +3526,21 @@ def _find_setups_and_gates(order: Sequence[_Node]) -> None:
             scopes.append((setup, end))
             if end is not None:
                 _shelter(setup, end)
+    if not scopes:
+        return
     ended_below = dict(_reach(order[::-1], "downstream", [ended[node] for node in order[::-1]]))
     for node, above in _reach(order, "upstream", [begun[node] for node in order]):
         inside = above & (ended[None] | ended_below[node])
         while inside:
             setup, end = scopes[(inside & -inside).bit_length() - 1]  # of the lowest bit
             inside &= inside - 1  # which this clears
+            # The last entry tells whether another scope has brought this node here already.
             if not node.task.is_teardown and setup.sheltered[-1:] != [node]:
                 _shelter(setup, node)
-            if end is None or end in node.downstream or node in end.gates[-1:]:
-                continue
-            node.closers, end.gates = node.closers or [], end.gates or []
-            node.closers.append(end)
-            end.gates.append(node)
+            if end is not None and end not in node.downstream and end.gates[-1:] != [node]:
+                node.closers, end.gates = node.closers or [], end.gates or []
+                node.closers.append(end)
+                end.gates.append(node)
 
 
 def _shelter(setup: _Node, node: _Node) -> None:
