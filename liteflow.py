@@ -1547,10 +1547,10 @@ class _FunctionOperator(BaseOperator):
     op_kwargs = property(lambda self: self._given()[1])  # many a map_index_template asks for them
 
     def _given(self) -> tuple[Any, Any]:
-        execution = _running.get(_here[-1] if _here else None)
-        if execution is None or execution.task.task_id != self.task_id or execution.given is None:
-            return self._args, self._kwargs
-        return execution.given
+        execution = _running.get(_here[-1] if _here else None)  # see _running_execution
+        if execution is not None and execution.task.task_id == self.task_id and execution.given:
+            return execution.given
+        return self._args, self._kwargs
 
     def _ready(self, args: Any, kwargs: dict[str, Any], execution: _Execution) -> tuple[Any, Any]:
         mine = _copy_with(self, **kwargs.pop(_LATE)) if _LATE in kwargs else self
@@ -2158,7 +2158,7 @@ def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -
     if id(value) in as_they_are:
         return value
     if isinstance(value, str):
-        known = {**context, "conn": _Connections(False)}
+        known = {**context, "conn": _Connections()}
         try:
             return _jinja(context["dag"]).from_string(value).render(known)
         except Exception as error:  # its own place is a line in Jinja
@@ -6040,7 +6040,7 @@ class _Execution:
             "task_instance_key_str": f"{task.dag_id}__{task.task_id}__{when:%Y%m%d}",
             "task_reschedule_count": self.job.pokes,
             "ti": ti,
-            "var": {"value": _Variables(False), "json": _Variables(True)},
+            "var": {"value": _Variables(), "json": _Variables(_json=True)},
         }
         return self._context
 
@@ -6093,7 +6093,7 @@ def get_current_context() -> Context:
 class _Variables(_Record):
     """`var.value.NAME`, `var.value.get(NAME, default)`, and the same with `var.json`."""
 
-    _json: bool
+    _json: bool = False
 
     def get(self, key: str, default: Any = ...) -> Any:
         return Variable.get(key, default, self._json)
