@@ -346,7 +346,7 @@ class DagRunFailed(AirflowException):
 class UnreachableTask(AirflowException):
     """A task's function or argument can't reach a worker process, or no worker can be started."""
 
-    _may_pass = False  # a worker was killed at its start, say, or there was no room for one
+    _may_pass = False  # true where a worker was killed at its start, say, or found no room
 
 
 class _UsageError(AirflowException, ValueError):
@@ -624,9 +624,9 @@ def _checked_id(kind: str, value: Any, more: str = ".", limit: int = 250) -> str
 
 @functools.cache
 def _of_type(*types: type, least: int | None = None) -> Callable[[str, Any], Any]:
-    """A check that the value is of one of the types (a bool is no int here; _Placeholder, as in a
-    template field, is not told of), and a finite number of `least` or more. An enum's member, say,
-    becomes the plain text that it is: no other can be sent to a worker."""
+    """A check that the value is of one of the types (a bool is no int; _Placeholder, for template
+    fields, is not named in messages) and, with `least`, finite and no less. Text of a subclass of
+    str, an enum's member say, becomes plain: marshal, by which it goes to workers, refuses it."""
 
     def check(what: str, value: Any) -> Any:
         fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
@@ -785,8 +785,8 @@ class _Dependency:
     def set_downstream(self, other: Any, edge_modifier: Any = None) -> None:
         """Run `other` (a task, a result, a group, or a list of them) after this.
 
-        `edge_modifier`: a Label for the edge. Raises RuntimeError for tasks of two DAGs, ValueError
-        if neither has a DAG.
+        `edge_modifier`: a Label for the edge. Raises TypeError for anything else, RuntimeError for
+        tasks of two DAGs, ValueError if neither has a DAG.
         """
         _optional(None, _of_type(EdgeModifier)).check("edge_modifier", edge_modifier)
         for after in _operands(other):
@@ -1009,7 +1009,7 @@ class _OperatorType(type):
 
 def _once_each(look: Callable[[Any], T]) -> Callable[[Any], T]:
     """`look`, cached for functions and classes, for as long as they live: many tasks may be made of
-    one. Other callables need no hash."""
+    one. Other callables may have no hash."""
     known = weakref.WeakKeyDictionary[Any, Any]()
 
     def found(x: Any) -> Any:
@@ -1696,7 +1696,7 @@ class _Mappable(_Placeholder, _Dependency):
         self._how, self._sources, self._by = how, sources, by
 
     def _look_up(self, task: BaseOperator, results: list[Any], plain: bool = True) -> Any:
-        """As a task's argument it is the list of its elements. Not `plain`: it is taken apart."""
+        """As an argument, the list of its elements; not `plain`: as what another one is made of."""
         by, functions = self._by, task._map_functions
         if self._how == "map" and by in functions:  # else it is in an object, which is not searched
             by = functions.index(by)
@@ -1786,7 +1786,7 @@ class XComArg(_Mappable, _OneTask, Generic[R]):
         return f"XComArg({self.operator.task_id!r}, {self.key!r})"
 
     def _look_up(self, task: BaseOperator, results: list[Any], plain: bool = True) -> Any:
-        results.append(self)
+        results.append(self)  # for _dump_taking
         mapping = self.operator._mapping
         # Inside one mapped group an instance sees that of its own index.
         if mapping is not None and mapping is not task._mapping:
@@ -1807,11 +1807,11 @@ _pickling: contextvars.ContextVar[Any] = contextvars.ContextVar("liteflow_pickli
 
 
 class _Argument(_Placeholder):
-    """An argument while the DAG is built: of a `@dag` function, at run time the job's `param`, or
-    of a mapped group, its `group_value`."""
+    """The placeholder of an argument: of a `@dag` function ("param") or of a mapped group's
+    ("group_value"; so are the methods of _Execution called that give the value)."""
 
     def __init__(self, look: str, name: str, *default: Any) -> None:
-        self._look, self._name = look, name  # `file.name`, say, is to be an error
+        self._look, self._name = look, name  # no `name`: `file.name`, say, is to be an error
         self._default = [x.default if isinstance(x, Param) else x for x in default]
 
     def _look_up(self, *pickled: object) -> tuple[Any, ...]:
@@ -2184,7 +2184,7 @@ def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]
     own, known = {}, kind._known_settings
     for name, default in _keywords_of(kind).items():
         if default is not None and name in known and name not in made._defaults:
-            # By one that is refused here the class means something else than the setting.
+            # By one that the setting's check refuses, the class means something else.
             with contextlib.suppress(TypeError, ValueError, AirflowException):
                 own[name] = known[name].check(name, default)
     own |= {name: fixed[name] for name in fixed.keys() & {*_PLACE, *known}}
@@ -2732,7 +2732,7 @@ class Dag:
     def topological_sort(self) -> list[BaseOperator]:
         """The tasks, each after those it waits for. Raises AirflowDagCycleException."""
         if not any(task._upstream for task in self.task_dict.values()):
-            return self.tasks
+            return self.tasks  # graphlib need not be imported
         sorter = graphlib.TopologicalSorter({t: x._upstream for t, x in self.task_dict.items()})
         try:
             return [self.task_dict[t] for t in sorter.static_order()]
@@ -2918,7 +2918,7 @@ def _file_of(names: Mapping[str, Any]) -> str | None:
 
 def _script() -> tuple[str, str]:
     """How others come by `__main__`: its file, and the name that `python -m` found it by; "" for
-    what it has not. The module itself is to tell both, as multiprocessing asks that."""
+    what it has not. What the module has lost of both is put back: multiprocessing looks there."""
     main = vars(sys.modules["__main__"])
     # Python forgets the file once a script has ended, though its threads and submitted runs go on.
     # Not so if a prompt has followed the script, or a notebook ran one.
@@ -2978,7 +2978,7 @@ def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
 
 
 def chain(*tasks: Any) -> None:
-    """Set each argument before the next; neighbouring lists, of one length, go pairwise."""
+    """Set each before the next; neighbouring lists go pairwise. ValueError for unequal ones."""
     for before, after in itertools.pairwise(tasks):
         if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)):
             if len(before) != len(after):
@@ -2991,7 +2991,7 @@ def chain(*tasks: Any) -> None:
 
 
 def chain_linear(*elements: Any) -> None:
-    """Set every task of each argument before every task of the next."""
+    """Set all tasks of each argument before all of the next. ValueError for less than two."""
     if sum(bool(_operands(each)) for each in elements) < 2:
         raise ValueError("chain_linear() takes two or more tasks or lists of tasks: none were set")
     for before, after in itertools.pairwise(elements):
@@ -3467,7 +3467,7 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
 def _reach(order: Sequence[_Node], side: str, marks: Iterable[int]) -> Iterator[tuple[_Node, int]]:
     """Each node of an order, with the marks of all that lie on that side of it, as a bit set.
 
-    Each hands its set on and lets go of it, marks are made one by one: 50,000 would take 156 MB.
+    Each hands its set on and lets go of it; marks come one by one, as 50,000 would take 156 MB.
     """
     sets: dict[_Node, int] = {}
     other_side = "downstream" if side == "upstream" else "upstream"
@@ -3575,9 +3575,9 @@ class _Plan:
 
     `take` gives the instances that may start, one by one; `start` says that one was sent to a
     worker, `finish` how its attempt ended. `settle`, after the events of a turn, draws the
-    conclusions; `changed` collects the instances whose state a rule decided, `expanded` the tasks
-    that got their instances, for the run to record, `passing` those that need no worker, nor a
-    place among what does, as in Airflow: they end at once. Times are seconds of the caller's clock.
+    conclusions. For the run to record, `changed` collects the instances whose state a rule decided,
+    `expanded` the tasks that got their instances. `passing` are those that end at once: as in
+    Airflow they take no worker, nor a place among others. Times are seconds of the caller's clock.
     """
 
     def __init__(
