@@ -1311,7 +1311,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
     def _dag_or_error(self) -> Dag:
         if self.dag is None:
-            raise RuntimeError(f"task {self.task_id!r} is in no DAG")
+            raise RuntimeError(f"task {self.task_id!r} is in no DAG: make it in `with DAG(...)`")
         return self.dag
 
     def _ends(self) -> list[BaseOperator]:

@@ -879,7 +879,7 @@ class BuildingTest(Case):
         orphan, other = task(task_id="o")(sample)(1), task(task_id="p")(sample)(1)
         self.assert_raises(RuntimeError, ["'a'", "'one'", "'b'", "'two'"], lambda: a >> b)
         self.assert_raises(ValueError, ["'o'", "'p'"], lambda: orphan >> other)
-        self.assert_raises(RuntimeError, "'p' is in no DAG", lambda: other.operator.dag_id)
+        self.assert_raises(RuntimeError, "'p' is in no DAG: make it", lambda: other.operator.dag_id)
         b >> orphan
         self.assertEqual(two.task_ids, ["b", "o"])
 
