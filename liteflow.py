@@ -759,10 +759,10 @@ def _optional(default: Any, check: Callable[[str, Any], Any]) -> Any:
 
 
 _setting: Any = _Setting  # Any: to a type checker, a class attribute has the type of its value
-_is_bool = _of_type(bool)
+_flag = _of_type(bool)
 _timeout = functools.partial(_duration, zero=False)
 _callback = _optional(None, _callbacks)
-_is_path = _of_type(str, os.PathLike)
+_path = _of_type(str, os.PathLike)
 _date = _optional(None, lambda what, x: _aware(_of_type(_datetime.datetime)(what, x)))
 _as_given: Any = _Setting(None, lambda what, value: value)
 _must_be_false = _setting(False, _one_of([False], ": not supported, runs are independent"))
@@ -888,8 +888,8 @@ class TaskGroup(_Dependency):
         doc_md: str | None = None,
     ) -> None:
         _checked_id("group_id", group_id, more="", limit=200)
-        _is_bool(f"group {group_id!r}: prefix_group_id", prefix_group_id)
-        _is_bool(f"group {group_id!r}: add_suffix_on_collision", add_suffix_on_collision)
+        _flag(f"group {group_id!r}: prefix_group_id", prefix_group_id)
+        _flag(f"group {group_id!r}: add_suffix_on_collision", add_suffix_on_collision)
         dag, parent, _ = _surroundings({"dag": dag, "task_group": parent_group})
         if dag is None:
             raise RuntimeError(f"TaskGroup {group_id!r} can only be made inside a DAG")
@@ -1044,7 +1044,7 @@ class _OneTask(_Dependency):
             raise ValueError(f"task {task.task_id!r} is a setup: it can't be a teardown, too")
         if on_failure_fail_dagrun is not None:
             what = f"task {task.task_id!r}: on_failure_fail_dagrun"
-            task.on_failure_fail_dagrun = _is_bool(what, on_failure_fail_dagrun)
+            task.on_failure_fail_dagrun = _flag(what, on_failure_fail_dagrun)
         for setup in _operands(() if setups is None else setups):
             if not isinstance(setup, _OneTask):
                 raise TypeError(f"setups of task {task.task_id!r} must be tasks, found {setup!r}")
@@ -1126,8 +1126,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     retry_policy: None = _setting(None, _one_of([None], ": not supported"))
     execution_timeout: _datetime.timedelta | None = _optional(None, _timeout)
     trigger_rule: TriggerRule = _setting(TriggerRule.ALL_SUCCESS, _one_of(TriggerRule))
-    do_xcom_push: bool = _setting(True, _is_bool)
-    multiple_outputs: bool | None = _optional(None, _is_bool)
+    do_xcom_push: bool = _setting(True, _flag)
+    multiple_outputs: bool | None = _optional(None, _flag)
     params: dict[str, Any] = _setting(None, _params)  # None: each task gets a dict of its own
     priority_weight: int = _setting(1, _capped)
     weight_rule: WeightRule = _setting(WeightRule.DOWNSTREAM, _one_of(WeightRule))
@@ -1906,7 +1906,7 @@ class BashOperator(BaseOperator):
     env = _optional(None, _of_type(dict, _Placeholder))
     cwd = _optional(None, _of_type(str, os.PathLike, _Placeholder))
     output_processor = _optional(None, _sync_function)
-    append_env: bool = _setting(False, _is_bool)
+    append_env: bool = _setting(False, _flag)
     skip_on_exit_code: Sequence[int] = _setting((99,), _exit_codes)
     output_encoding: str = _setting("utf-8", _of_type(str))
 
@@ -2011,7 +2011,7 @@ class BaseSensorOperator(BaseOperator):
     timeout: float = _optional(7 * 86400.0, _seconds)
     mode: str = _setting("poke", _one_of(["poke", "reschedule"]))
     max_wait = _optional(None, _duration)
-    soft_fail = exponential_backoff = silent_fail = never_fail = _setting(False, _is_bool)
+    soft_fail = exponential_backoff = silent_fail = never_fail = _setting(False, _flag)
 
     def poke(self, context: Context) -> Any:
         """Whether the waiting is over; a `PokeReturnValue` carries a result, too."""
@@ -2118,7 +2118,7 @@ class ShortCircuitOperator(PythonOperator):
     `ignore_downstream_trigger_rules` is false, the tasks right after it."""
 
     _flow = "short_circuit"
-    ignore_downstream_trigger_rules: bool = _setting(True, _is_bool)
+    ignore_downstream_trigger_rules: bool = _setting(True, _flag)
 
 
 class BaseBranchOperator(BaseOperator):
@@ -2555,7 +2555,7 @@ class Dag:
     max_active_tasks: int = _optional(16, _of_type(int, least=1))
     max_active_runs: int | None = _optional(None, _of_type(int, least=1))
     dagrun_timeout: _datetime.timedelta | None = _optional(None, _timeout)
-    fail_fast: bool = _setting(False, _is_bool)
+    fail_fast: bool = _setting(False, _flag)
     doc_md: str | None = _optional(None, _of_type(str))
     tags: set[str] = _setting(
         (), lambda what, x: {*_of_type(list, tuple, set, frozenset)(what, () if x is None else x)}
@@ -2564,7 +2564,7 @@ class Dag:
     on_success_callback = on_failure_callback = _callback
     schedule = _setting(None, _schedule)
     start_date = end_date = _date
-    catchup = render_template_as_native_obj = _setting(False, _is_bool)
+    catchup = render_template_as_native_obj = _setting(False, _flag)
     max_consecutive_failed_dag_runs = _optional(0, _of_type(int, least=0))
     user_defined_macros = user_defined_filters = _setting(  # not copied: a script may add to it
         None, lambda what, x: {} if x is None else _of_type(dict)(what, x)
@@ -2575,7 +2575,7 @@ class Dag:
 
     def __init__(self, dag_id: str, *, db_path: _StrPath | None = None, **settings: Any) -> None:
         self.dag_id = _checked_id("dag_id", dag_id)
-        self.db_path = _optional(None, _is_path).check(f"DAG {dag_id!r}: db_path", db_path)
+        self.db_path = _optional(None, _path).check(f"DAG {dag_id!r}: db_path", db_path)
         of_tasks = BaseOperator._known_settings.keys() - _DAG_SETTINGS.keys()
         for name in sorted(of_tasks & settings.keys()):
             raise TypeError(f"DAG {dag_id!r}: {name!r} is a setting of tasks: use default_args")
@@ -3021,7 +3021,7 @@ class Variable:
         """
         default = default_var if default is ... else default
         name = f"AIRFLOW_VAR_{_of_type(str)('key', key).upper()}"
-        _is_bool("deserialize_json", deserialize_json)
+        _flag("deserialize_json", deserialize_json)
         if name in os.environ:
             try:
                 return json.loads(os.environ[name]) if deserialize_json else os.environ[name]
@@ -3155,31 +3155,31 @@ def _has_format(text: str, name: str) -> bool:
     return False
 
 
-def _is_number(what: str, value: Any) -> None:
+def _number(what: str, value: Any) -> None:
     if math.isnan(_of_type(int, float)(what, value)):
         raise ValueError(f"{what} must be a number")
 
 
-_is_size = _of_type(int, least=0)
+_size = _of_type(int, least=0)
 # JSON Schema's keywords: the type of values that it is about (None: any), whether a value fits its
 # rule, and a check of the rule, where it would not show on a sample that the rule is wrong.
 _KEYWORDS: dict[str, tuple[Any, ...]] = {
     "type": (None, _is_of_type, _of_type(str, list, tuple)),
     "enum": (None, _is_one_of, _of_type(list, tuple)),
     "const": (None, lambda value, rule: _is_one_of(value, [rule])),
-    "minimum": ("number", operator.ge, _is_number),
-    "maximum": ("number", operator.le, _is_number),
-    "exclusiveMinimum": ("number", operator.gt, _is_number),
-    "exclusiveMaximum": ("number", operator.lt, _is_number),
+    "minimum": ("number", operator.ge, _number),
+    "maximum": ("number", operator.le, _number),
+    "exclusiveMinimum": ("number", operator.gt, _number),
+    "exclusiveMaximum": ("number", operator.lt, _number),
     # 1.0 is one of 0.1 by the quotient alone; that of a large int is rounded.
     "multipleOf": ("number", lambda x, n: x % n == 0 or (isinstance(n, float) and x / n % 1 == 0)),
-    "minLength": ("string", lambda value, rule: len(value) >= rule, _is_size),
-    "maxLength": ("string", lambda value, rule: len(value) <= rule, _is_size),
+    "minLength": ("string", lambda value, rule: len(value) >= rule, _size),
+    "maxLength": ("string", lambda value, rule: len(value) <= rule, _size),
     "pattern": ("string", lambda value, rule: re.search(rule, value)),
     "format": ("string", _has_format),
     "items": ("array", lambda value, rule: all(_validate(item, rule) for item in value)),
-    "minItems": ("array", lambda value, rule: len(value) >= rule, _is_size),
-    "maxItems": ("array", lambda value, rule: len(value) <= rule, _is_size),
+    "minItems": ("array", lambda value, rule: len(value) >= rule, _size),
+    "maxItems": ("array", lambda value, rule: len(value) <= rule, _size),
     "required": ("object", lambda value, rule: value.keys() >= set(rule), _of_type(list, tuple)),
     "properties": ("object", lambda x, rule: all(_validate(x[n], rule[n]) for n in rule if n in x)),
     **dict.fromkeys(
@@ -4420,7 +4420,7 @@ def _database_path(db_path: _StrPath | None, dag: Dag | None) -> str:
     """The database: the argument, else the Dag's, else $LITEFLOW_DB, else ./liteflow.db."""
     asked = (db_path, getattr(dag, "db_path", None), os.environ.get("LITEFLOW_DB") or None)
     given = next((path for path in asked if path is not None), "liteflow.db")
-    text: str = os.fspath(_is_path("db_path", given))
+    text: str = os.fspath(_path("db_path", given))
     if text in ("", ":memory:") or "\0" in text:
         raise DatabaseError(f"the database must be a file, found {text!r}: name one")
     try:
@@ -9786,7 +9786,7 @@ def _check_request(asked: types.SimpleNamespace) -> None:
     """Raises TypeError or ValueError for a wrong argument."""
     progress, date = asked.progress, asked.logical_date
     for name in ("resume", "wait"):
-        _optional(False, _is_bool).check(name, getattr(asked, name))
+        _optional(False, _flag).check(name, getattr(asked, name))
     if asked.stop is not None and not _has_method(asked.stop, "is_set"):
         raise TypeError(f"stop must be a threading.Event, found {_shown(asked.stop)}")
     if not isinstance(progress, bool):
@@ -11129,7 +11129,7 @@ class DagRun:
         several = _of_type(Iterable)("task_ids", task_ids)
         wanted = [task_ids] if isinstance(task_ids, str) else list(several)
         names = self._tasks_in(wanted, but_state="removed")
-        how = _CLEARED if _is_bool("downstream", downstream) else _CLEARED_ALONE
+        how = _CLEARED if _flag("downstream", downstream) else _CLEARED_ALONE
         if names:  # without any the run keeps its state
             self._write(lambda store: store.change(self._row.id, check, store.clear, names, how))
             self.refresh()
