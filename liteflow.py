@@ -1003,7 +1003,7 @@ class _OperatorType(type):
         made = super().__call__(**{**named, **kwargs})
         if "_downstream" not in vars(made):
             raise TypeError(f"{cls.__name__}.__init__ must call super().__init__(**kwargs)")
-        made._take({name: getattr(made, name, None) for name in cls.template_fields})
+        made._take_fields({name: getattr(made, name, None) for name in cls.template_fields})
         return made
 
 
@@ -1230,9 +1230,9 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
             value = self._known_settings[name].check(f"task {self.task_id!r}: {name}", value)
         object.__setattr__(self, name, value)
         if is_made and name in self.template_fields:
-            self._take({name: value})
+            self._take_fields({name: value})
 
-    def _take(self, fields: Mapping[Any, Any]) -> None:
+    def _take_fields(self, fields: Mapping[Any, Any]) -> None:
         """Set this task after those whose results its fields hold. Raises ValueError for a template
         where there is no Jinja, and for a template's file: they would quietly mean their own text.
         Inside a running task no text is refused: it may be a result, which is data."""
@@ -1317,7 +1317,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     def _ends(self) -> list[BaseOperator]:
         return [self]
 
-    def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments that travel to the worker, results still as placeholders."""
         return (), _with_placeholders(self._fixed())
 
@@ -1538,8 +1538,8 @@ class _FunctionOperator(BaseOperator):
             if (text := next(filter(_is_template, _texts_in(given)), None)) is not None:
                 self._unrendered = text  # Airflow renders it
 
-    def _call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        late = super()._call()[1] if self.template_fields else None
+    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        late = super()._arguments()[1] if self.template_fields else None
         return self._args, {**self._kwargs, _LATE: late} if late else self._kwargs
 
     # Its arguments, as Airflow has them: while the task runs, with their values.
@@ -2190,7 +2190,7 @@ def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]
     own |= {name: fixed[name] for name in fixed.keys() & {*_PLACE, *known}}
     BaseOperator.__init__(made, task_id=task_id, **own)
     made._map_over(expand)
-    made._take({n: x for n, x in {**fixed, **expand.sources}.items() if n not in _PLACE})
+    made._take_fields({n: x for n, x in {**fixed, **expand.sources}.items() if n not in _PLACE})
     return made
 
 
@@ -3993,7 +3993,7 @@ def _taken_by(task: BaseOperator) -> frozenset[str]:
     """The ids of the tasks whose results a task takes, in its arguments or to be mapped over."""
     if not task._upstream and task._mapping is None:  # who joins a mapped group late waits for none
         return frozenset()
-    args, kwargs = task._call()
+    args, kwargs = task._arguments()
     sources = {} if task._mapping is None else task._mapping.sources
     return frozenset(r.operator.task_id for r in _results_in([args, kwargs, sources]))
 
@@ -5435,7 +5435,7 @@ _NO_CALL = _Call(_dump(((), {})), frozenset())
 
 def _dump_call(task: BaseOperator) -> _Call:
     """A task's arguments, results in them as look-ups. Raises UnreachableTask for what can't go."""
-    args, kwargs = task._call()
+    args, kwargs = task._arguments()
     call = _NO_CALL
     if args or kwargs:
         call = _dump_taking(task, (args, kwargs), {**dict(enumerate(args, 1)), **kwargs})
@@ -5484,7 +5484,7 @@ def _unpicklable(kind: str, named: Mapping[Any, Any], remedy: str) -> str:
 def _dump_settings(task: BaseOperator) -> bytes:
     """What a worker has to know of a task of which it finds only the function or class, by name.
     The task's id is not in it: tasks that differ in nothing else share it."""
-    late = task._call()[1]  # these hold results, and come with its arguments
+    late = task._arguments()[1]  # these hold results, and come with its arguments
     if isinstance(task, _FunctionOperator):
         known = {*task._known_settings, "_upstream", "_downstream", "_conditions", "_map_functions"}
         late = late.get(_LATE, {})
