@@ -1888,7 +1888,7 @@ def _decorated(kind: type[BaseOperator]) -> Any:
     return _OperatorType(kind.__name__, (_FunctionOperator, kind), body)
 
 
-def _exit_codes(what: str, value: Any) -> Any:
+def _exit_codes(what: str, value: Any) -> tuple[int, ...]:
     """Exit codes that mean skipped: an int, several, or None."""
     codes = value if isinstance(value, (list, tuple, set, range)) else (value,)
     return () if value is None else tuple(_of_type(int)(what, code) for code in codes)
@@ -2304,7 +2304,7 @@ class _TaskFunction(_Decorated[P, R, XComArg[Any]]):
     _makes = "task"
     _mapped_wins = True
     _role: Callable[[BaseOperator], object] | None = None  # makes a setup or teardown of the task
-    _conditions: tuple[tuple[Callable[..., Any], bool, str | None], ...] = ()
+    _conditions: tuple[tuple[_Condition, bool, str | None], ...] = ()
     _maker: Any = _FunctionOperator
 
     # To a type checker: the result has its type, but arguments are Any, as placeholders fit, too.
@@ -3266,7 +3266,7 @@ _NEVER_RUN = _Past(0, "", -1, None, try_number=0, max_tries=0)  # what is new, w
 
 # What a node waits for is counted in a list: at these places the instances that ended so (what a
 # stopped run leaves counts as upstream_failed), at the last one the tasks that have any pending.
-_END_AT: dict[Any, int] = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.SKIPPED: 3}
+_END_AT: dict[str | None, int] = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.SKIPPED: 3}
 _PENDING = 4
 _NO_COUNTS = [0] * 5  # shared by all nodes that wait for nothing
 _what_holds = operator.attrgetter(*_CALLBACK_OF.values(), "execution_timeout")
@@ -3600,7 +3600,7 @@ class _Plan:
         self.unfinished = 0  # instances that have not ended, nor are left by a stopped run
         self.timed_out = self.gave_up = self._stopped = False
         self._once_more = set[_Instance]()  # teardowns of a stopped run that were cut off, once
-        self._free = collections.defaultdict[Any, int](lambda: sys.maxsize, pools or {})
+        self._free = collections.defaultdict[str, int](lambda: sys.maxsize, pools or {})
         # What may start, in heaps: one for each pool, and one for each task that a limit holds up.
         self._queues: dict[tuple[str, _Node | None], list[tuple[int, int, int, _Instance]]] = {}
         self._delayed: list[tuple[float, int, int, _Instance]] = []  # a heap, by when it may start
