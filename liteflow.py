@@ -1922,13 +1922,12 @@ class BashOperator(BaseOperator):
     def _result_of(self: Any, call: Callable[[], Any], execution: _Execution) -> Any:
         from subprocess import PIPE, STDOUT, Popen
 
-        command = call()
+        command, of_function = call(), isinstance(self, _FunctionOperator)
         # As in Airflow, only what a function returns may not be blank.
-        may_be_blank = not isinstance(self, _FunctionOperator)
-        if not isinstance(command, str) or not (command.strip() or may_be_blank):
+        if not isinstance(command, str) or (of_function and not command.strip()):
             raise TypeError(f"task {self.task_id!r}: bash needs a command, found {_shown(command)}")
         names = _CONTEXT_KEYS.intersection(re.findall(r"\{\{[-\s]*(\w+)", command))
-        if names and not may_be_blank:
+        if names and of_function:
             self.log.warning("{{ %s }} is passed as it is: no Jinja in @task.bash", min(names))
         outer = os.environ if self.append_env or self.env is None else {}
         own = self.env or {}
