@@ -1157,7 +1157,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     _mapping: _ExpandInput | None = None  # what it is expanded over, by itself or with its group
     _map_functions: tuple[Any, ...] = ()  # those of `map` in its arguments: see `_look_up`
     is_setup = is_teardown = on_failure_fail_dagrun = False
-    _conditions: tuple[tuple[_Condition, bool, str | None], ...] = ()  # of run_if and skip_if
+    _conditions: tuple[tuple[_Condition, bool, str | None], ...] = ()  # of run_if (True), skip_if
     task_group: TaskGroup | None = None
     _made_inside: list[BaseOperator]  # of a setup or teardown: directly in its `with` block
     _takes_more: bool  # that block may add_task(): no inner one has ended yet
@@ -2464,13 +2464,14 @@ class _TaskDecorator:
             raise AttributeError(f"there is no @task.{name} here: liteflow has {known}")
 
 
-def _conditional(*condition: Any) -> Callable[[T], T]:
-    _sync_function("the condition of @task.run_if or @task.skip_if", condition[0])
+def _conditional(condition: _Condition, wanted: bool, message: str | None) -> Callable[[T], T]:
+    _sync_function("the condition of @task.run_if or @task.skip_if", condition)
 
     def decorate(function: T) -> T:
         if not isinstance(function, _TaskFunction):
             raise TypeError("@task.run_if and @task.skip_if stand above @task")
-        return _copy_with(function, _conditions=(condition, *function._conditions))
+        conditions = ((condition, wanted, message), *function._conditions)
+        return _copy_with(function, _conditions=conditions)
 
     return decorate
 
@@ -2896,7 +2897,7 @@ def _slips_in(dag: Dag) -> Iterator[str]:
         if vars(task).get("_made_inside") == [] and task._takes_more:
             yield f"no task is made in `with` {task.task_id!r}: its scope is empty"
         loose = task.is_teardown and not any(up.is_setup for up in task.upstream_list)
-        above = _with_below(task.upstream_list, lambda up: up.upstream_list) if loose else ()
+        above = _all_from(task.upstream_list, lambda up: up.upstream_list) if loose else ()
         for setup in [x for x in above if x.is_setup]:
             if not any(below.is_teardown for below in setup.downstream_list):
                 what = f"teardown {task.task_id!r} is of no setup, so none runs again with it"
@@ -3503,7 +3504,7 @@ def _find_gates(order: Sequence[_Node]) -> None:
         far = flow != "branch" and getattr(node.task, "ignore_downstream_trigger_rules", True)
         # As in Airflow, a mapped one leaves out none beside its group, a short circuit no teardown.
         node.guarded = []
-        for below in _with_below(node.downstream) if far else node.downstream:
+        for below in _all_from(node.downstream) if far else node.downstream:
             outside = node.mapping is not None and not below.is_in_step_with(node)
             if not outside and (flow == "branch" or not below.task.is_teardown):
                 node.guarded.append(below)
@@ -3553,16 +3554,16 @@ def _shelter(setup: _Node, node: _Node) -> None:
         node.needs = [0, 0, 0, 0, node.needs[_PENDING] + 1]
 
 
-def _with_below(
-    first: Iterable[T], below: Callable[[Any], Iterable[T]] = operator.attrgetter("downstream")
+def _all_from(
+    first: Iterable[T], step: Callable[[Any], Iterable[T]] = operator.attrgetter("downstream")
 ) -> dict[T, None]:
-    """The first ones and all that comes after them, near and far; by default they are nodes."""
+    """The first ones and all that steps lead to from them, near and far; by default down nodes."""
     found: dict[T, None] = {}
     following = list(first)
     while following:
         if (one := following.pop()) not in found:
             found[one] = None
-            following += below(one)
+            following += step(one)
     return found
 
 
@@ -3921,7 +3922,7 @@ class _Plan:
                 near = _near(name, [*dag.task_dict, *dag.task_group_dict])
                 what = f"{_shown(name)}, which is no task or group of DAG {dag.dag_id!r}{near}"
                 raise AirflowException(f"the branch chose {what}")
-        keep = _with_below(chosen)
+        keep = _all_from(chosen)
         return [node for node in guarded if node not in keep]
 
     def skip(self, instance: _Instance, nodes: Iterable[_Node]) -> None:
@@ -11807,7 +11808,7 @@ def _blocked_by(task_id: str, instances: list[TaskInstance]) -> list[str]:
     for ti in blocked:
         for up in ti.upstream_task_ids:
             below[up].add(ti.task_id)
-    reached = _with_below([task_id], below.__getitem__)
+    reached = _all_from([task_id], below.__getitem__)
     return [ti._label for ti in blocked if ti.task_id in reached]
 
 
