@@ -216,7 +216,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _StrPath = str | os.PathLike[str]
-# Waits and limits go by it: time.monotonic itself is what tests replace to freeze their clock.
+# Waits and limits go by this: programs' tests replace time.monotonic itself to freeze their clock.
 _monotonic: Callable[[], float] = time.monotonic
 if hasattr(time, "clock_gettime"):  # not on Windows; on macOS the first does not count sleep
     _clock = getattr(time, "CLOCK_UPTIME_RAW", None) or time.CLOCK_MONOTONIC
@@ -393,7 +393,7 @@ class WeightRule(enum.StrEnum):
 
 
 _S = TaskInstanceState
-if not TYPE_CHECKING:  # Python 3.11 looks a member up in its class in 100 ns: ten times as long
+if not TYPE_CHECKING:  # to look a member up in its class takes Python 3.11 ten times as long
     _S = types.SimpleNamespace(**_S.__members__)
 _ENDED = frozenset({_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED})
 _TASK_STATES = {state.value: state for state in TaskInstanceState}
@@ -452,12 +452,12 @@ def _moment(text: str | None) -> _datetime.datetime | None:
 
 
 def _span(start: _datetime.datetime | None, end: _datetime.datetime | None) -> float | None:
-    """Seconds from start to end, none if a clock was set back; None where one is not known."""
+    """Seconds from start to end, 0 if a clock was set back; None where either is not known."""
     return None if start is None or end is None else max(0.0, (end - start).total_seconds())
 
 
 def _shown(value: object, limit: int = 200, show: Callable[[Any], str] = repr) -> str:
-    """A value's repr for people, bounded, whatever its class does."""
+    """A value's repr for people (or what `show` makes of it), bounded, whatever its class does."""
     try:
         text = show(value)
         if show is repr:  # of a table's lines, a DataFrame's say, the first one tells nothing
@@ -615,6 +615,7 @@ def _refuse_unknown(what: str, given: Iterable[str], known: Collection[str], *mo
 
 
 def _checked_id(kind: str, value: Any, more: str = ".", limit: int = 250) -> str:
+    """A text that can be an id: of letters, digits, "_", "-" and the signs in `more`."""
     text: str = _of_type(str)(kind, value)
     if not re.fullmatch(rf"[\w{more}-]{{1,{limit}}}", text):
         signs = "letters, digits, " + " or ".join(map(repr, f"_-{more}"))
@@ -761,8 +762,8 @@ def _optional(default: Any, check: Callable[[str, Any], Any]) -> Any:
 _setting: Any = _Setting  # Any: to a type checker, a class attribute has the type of its value
 _flag = _of_type(bool)
 _timeout = functools.partial(_duration, zero=False)
-_callback = _optional(None, _callbacks)
 _path = _of_type(str, os.PathLike)
+_callback = _optional(None, _callbacks)
 _date = _optional(None, lambda what, x: _aware(_of_type(_datetime.datetime)(what, x)))
 _as_given: Any = _Setting(None, lambda what, value: value)
 _must_be_false = _setting(False, _one_of([False], ": not supported, runs are independent"))
@@ -1536,7 +1537,7 @@ class _FunctionOperator(BaseOperator):
         if any(given):
             self._wait_for_results(given)
             if (text := next(filter(_is_template, _texts_in(given)), None)) is not None:
-                self._unrendered = text  # Airflow renders it
+                self._unrendered = text  # Airflow renders it: see _slips_in
 
     def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         late = super()._arguments()[1] if self.template_fields else None
@@ -2698,6 +2699,7 @@ class Dag:
             self._scopes[-1]._made_inside.append(task)
 
     def _claim(self, node_id: str) -> None:
+        """Refuse an id that is taken, and note its suffix: `_free_id` needs the highest."""
         if node_id in self:
             raise DuplicateTaskIdFound(f"id {node_id!r} is taken already in DAG {self.dag_id!r}")
         core, _, number = node_id.rpartition("__")
@@ -3143,7 +3145,7 @@ _FORMATS: dict[str, Callable[[str], Any]] = {
     "duration": lambda text: re.fullmatch(  # ISO 8601
         r"P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?", text
     ),
-    **dict.fromkeys(("email", "idn-email"), lambda text: "@" in text),  # no more in Airflow, too
+    **dict.fromkeys(("email", "idn-email"), lambda text: "@" in text),  # Airflow asks no more
     "multiline": lambda text: True,  # only says how Airflow's form shows it
 }
 
@@ -3161,8 +3163,8 @@ def _number(what: str, value: Any) -> None:
 
 
 _size = _of_type(int, least=0)
-# JSON Schema's keywords: the type of values that it is about (None: any), whether a value fits its
-# rule, and a check of the rule, where it would not show on a sample that the rule is wrong.
+# By JSON Schema's keyword: the type of values it is about (None: any), whether a value fits its
+# rule, and a check of the rule, where to try it on a sample does not tell enough (_check_schema).
 _KEYWORDS: dict[str, tuple[Any, ...]] = {
     "type": (None, _is_of_type, _of_type(str, list, tuple)),
     "enum": (None, _is_one_of, _of_type(list, tuple)),
@@ -3171,7 +3173,7 @@ _KEYWORDS: dict[str, tuple[Any, ...]] = {
     "maximum": ("number", operator.le, _number),
     "exclusiveMinimum": ("number", operator.gt, _number),
     "exclusiveMaximum": ("number", operator.lt, _number),
-    # 1.0 is one of 0.1 by the quotient alone; that of a large int is rounded.
+    # 1.0 is a multiple of 0.1 by the quotient alone, but that of a large int is rounded.
     "multipleOf": ("number", lambda x, n: x % n == 0 or (isinstance(n, float) and x / n % 1 == 0)),
     "minLength": ("string", lambda value, rule: len(value) >= rule, _size),
     "maxLength": ("string", lambda value, rule: len(value) <= rule, _size),
@@ -3820,6 +3822,7 @@ class _Plan:
                 self._count_end(below, below.needs, instance)
 
     def _count_end(self, below: _Node, counts: list[int], instance: _Instance) -> None:
+        """Count it at a node below (one in step looks for itself), and touch that if it matters."""
         node, place = instance.node, instance.counts_as
         if node.group is not None and below.is_in_step_with(node):
             return self._touch(below, instance)
