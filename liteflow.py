@@ -1009,8 +1009,7 @@ class _OperatorType(type):
 
 
 def _once_each(look: Callable[[Any], T]) -> Callable[[Any], T]:
-    """`look`, cached for functions and classes, for as long as they live: many tasks may be made of
-    one. Other callables may have no hash."""
+    """`look`, cached while a function or class lives; any other callable may have no hash."""
     known = weakref.WeakKeyDictionary[Any, Any]()
 
     def found(x: Any) -> Any:
