@@ -495,7 +495,7 @@ class _Record:
 
 # --- Signals --------------------------------------------------------------------------------------
 
-# What `signal` adds to its C module, enums in what is told, takes longer than the rest.
+# `signal` makes enums of what its C module tells, which takes longer than all the rest.
 _signal: Any = sys.modules.get("_signal", signal)
 
 
@@ -1933,14 +1933,13 @@ class BashOperator(BaseOperator):
         own = self.env or {}
         for name, value in own.items():  # subprocess would tell it without the name
             _of_type(str, bytes, os.PathLike)(f"task {self.task_id!r}: env {name!r}", value)
-        environ = {**outer, **own, **_airflow_environ(execution.context)}
-        folder = self.cwd
+        env = {**outer, **own, **_airflow_environ(execution.context)}
+        cwd = self.cwd
         with contextlib.ExitStack() as stack:
-            if folder is None:
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="liteflow-bash-"))
-            process: Any = stack.enter_context(
-                Popen(["bash", "-c", command], stdout=PIPE, stderr=STDOUT, cwd=folder, env=environ)
-            )
+            if cwd is None:
+                cwd = stack.enter_context(tempfile.TemporaryDirectory(prefix="liteflow-bash-"))
+            process = Popen(["bash", "-c", command], stdout=PIPE, stderr=STDOUT, cwd=cwd, env=env)
+            stack.enter_context(process)
             stack.callback(_let_end, process, self.output_encoding)  # before Popen's own wait
             last_line = [""]  # in pieces: to join a long line anew for each takes for ever
             for text in _said_by(process, self.output_encoding):
@@ -2464,14 +2463,13 @@ class _TaskDecorator:
             raise AttributeError(f"there is no @task.{name} here: liteflow has {known}")
 
 
-def _conditional(condition: _Condition, wanted: bool, message: str | None) -> Callable[[T], T]:
+def _conditional(condition: _Condition, wanted: bool, text: str | None) -> Callable[[T], T]:
     _sync_function("the condition of @task.run_if or @task.skip_if", condition)
 
     def decorate(function: T) -> T:
         if not isinstance(function, _TaskFunction):
             raise TypeError("@task.run_if and @task.skip_if stand above @task")
-        conditions = ((condition, wanted, message), *function._conditions)
-        return _copy_with(function, _conditions=conditions)
+        return _copy_with(function, _conditions=((condition, wanted, text), *function._conditions))
 
     return decorate
 
@@ -3396,7 +3394,7 @@ class _Node:
         return counts
 
     def is_gated(self, instance: _Instance) -> bool:
-        """Whether one of its gates has not ended: a branch may still leave it out, say."""
+        """Whether one of its gates is open: a branch, say, may still leave it out."""
         gates = (gate for gate in reversed(self.gates) if gate.open)
         return any(x.counts_as == _PENDING for gate in gates for x in instance.beside(gate))
 
@@ -3834,10 +3832,8 @@ class _Plan:
     # Conclusions.
 
     def settle(self) -> None:
-        """Decide about every task below something that ended, until nothing more follows.
-
-        In rounds, as Airflow does it: what one round decides is seen by the next.
-        """
+        """Decide about every task below something that ended, until nothing more follows: in
+        rounds, as Airflow does it, so that what one round decides is seen by the next."""
         while self._dirty:
             this_round, self._dirty = self._dirty, {}
             for instance, decision in [(i, self._decision(i)) for i in this_round]:
@@ -3964,10 +3960,8 @@ class _Plan:
                 self._decide(instance, _S.SKIPPED)
 
     def run_state(self) -> DagRunState:
-        """The run's final state: failed if a leaf failed or could not run, else success.
-
-        Teardowns are left out, unless they are to fail the run: the work above them is a leaf then.
-        """
+        """The run's final state: failed if a leaf failed or could not run, else success. Teardowns
+        are left out, unless they are to fail the run: the work above them is a leaf then."""
         counted = {n for n in self.nodes if not n.task.is_teardown or n.task.on_failure_fail_dagrun}
         leaves = [node for node in counted if counted.isdisjoint(node.downstream)]
         leaves = leaves or [node for node in self.nodes if not node.downstream]
