@@ -671,7 +671,7 @@ def _one_of(choices: Iterable[Any], why: str = "") -> Callable[[str, Any], Any]:
             if value == choice:
                 return choice
         known = " or ".join(map(str, choices))
-        raise ValueError(f"{what} must be {known}; found {_shown(value)}{why}")
+        raise ValueError(f"{what} must be {known}, found {_shown(value)}{why}")
 
     return check
 

@@ -1264,7 +1264,7 @@ class BuildingTest(Case):
             ("trigger_rule", ".* or one_failed or .*"),
             ("depends_on_past", "False"),
         ):
-            said = f"task 'b': {name} must be {value}; found XComArg"
+            said = f"task 'b': {name} must be {value}, found XComArg"
             with self.assertRaisesRegex(ValueError, said):
                 liteflow.EmptyOperator(task_id="b", **{name: made})
 
