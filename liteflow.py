@@ -1814,7 +1814,7 @@ class _Argument(_Placeholder):
         self._look, self._name = look, name  # no `name`: `file.name`, say, is to be an error
         self._default = [x.default if isinstance(x, Param) else x for x in default]
 
-    def _look_up(self, *pickled: object) -> tuple[Any, ...]:
+    def _look_up(self, *_: object) -> tuple[Any, ...]:
         return self._look, self._name, *self._default
 
     def __repr__(self) -> str:
@@ -2803,8 +2803,8 @@ class Dag:
         return run.execute()
 
     def param(self, name: str, default: Any = ...) -> Any:
-        """A placeholder for the run's param of this name, which gets this default, if one is given;
-        to be handed to tasks (Airflow's `dag.param`)."""
+        """The placeholder of the run's param of this name, to be handed to tasks; a `default` given
+        becomes the param's. Raises ParamValidationError for one that does not fit."""
         if default is not ...:
             self.params[name] = default
         return _Argument("param", name, *(() if default is ... else (default,)))
@@ -3289,7 +3289,7 @@ class _Instance:
         self.alone = recorded.died  # it may have killed its scheduler: nothing is sent with it
         self.row_id = recorded.row_id
         self.decided = False  # its rule has let it run, or it has ended
-        self.counts_as = _PENDING  # or, once it has ended or is left, by how it did
+        self.counts_as = _PENDING  # its place in counts: once it has ended or is left, by how
         self.before: TaskInstanceState | None = None  # its state when it was sent
 
     def beside(self, node: _Node) -> Sequence[_Instance]:
