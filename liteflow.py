@@ -3605,8 +3605,8 @@ class _Plan:
         self._delayed: list[tuple[float, int, int, _Instance]] = []  # a heap, by when it may start
         self._dirty: dict[_Instance, None] = {}  # their state has to be decided
         self._recorded = recorded or {}
-        self._by_id = _make_nodes(dag, order or dag.topological_sort())
-        self.nodes = list(self._by_id.values())
+        self.by_id = _make_nodes(dag, order or dag.topological_sort())
+        self.nodes = list(self.by_id.values())
         self.known = _Known(lengths or {})
         self._begin()
 
@@ -3854,7 +3854,7 @@ class _Plan:
         is_open = any(source.open for source in node.sources)
         # A group that has elements expands as soon as it can, whatever the rules of its tasks.
         skipped = _END_AT[_S.SKIPPED] in ends
-        gives = is_open or (not skipped and self._count(node) != 0)
+        gives = is_open or (not skipped and self.count(node) != 0)
         decision = _S.RUNNING if node.group is not None and gives else node.decide(instance)
         if decision is None or decision is _S.UPSTREAM_FAILED:
             return decision
@@ -3874,7 +3874,7 @@ class _Plan:
             else:
                 self._decide(each, decision)
 
-    def _count(self, node: _Node) -> int | None:
+    def count(self, node: _Node) -> int | None:
         """How many instances a mapped task will have; None if a result of older code is no list."""
         assert node.mapping is not None
         with contextlib.suppress(LookupError):
@@ -3885,7 +3885,7 @@ class _Plan:
         """Give a mapped task, or all tasks of a mapped group, the instances they will have."""
         # In a resume there may be some, and a setup that was taken along may give others by now.
         there = [mate.instances for mate in node.mates if mate.expanded]
-        count = len(there[0]) if there else self._count(node)
+        count = len(there[0]) if there else self.count(node)
         if not count:
             ended = _S.UPSTREAM_FAILED if count is None else _S.SKIPPED
             return self._decide(node.instances[0], ended)
@@ -3915,7 +3915,7 @@ class _Plan:
         chosen: list[_Node] = []
         for name in note["chosen"] or ():
             if name in dag:
-                chosen += [self._by_id[task.task_id] for task in dag[name]._starts()]
+                chosen += [self.by_id[task.task_id] for task in dag[name]._starts()]
             elif strict:  # else it has gone from the code since
                 near = _near(name, [*dag.task_dict, *dag.task_group_dict])
                 what = f"{_shown(name)}, which is no task or group of DAG {dag.dag_id!r}{near}"
@@ -9703,8 +9703,8 @@ class _Start:
             # What had no instances yet, and has them now, was left out as a whole.
             starting = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
             # Where those that pull nothing gave no elements, they may give some now.
-            fed = {node for name, _ in found.along for node in self.plan._by_id[name].feeds}
-            starting |= {(node.task.task_id, -1) for node in fed if not self.plan._count(node)}
+            fed = {node for name, _ in found.along for node in self.plan.by_id[name].feeds}
+            starting |= {(node.task.task_id, -1) for node in fed if not self.plan.count(node)}
             starting &= found.may_not_run
             if not starting or row.start_date is None:  # then there is nothing to pull
                 if found.along:
@@ -10042,7 +10042,7 @@ class _Run(_Start):
         self._store = types.SimpleNamespace(run_row=row.id, look=look)
         self.plan = _Plan(self.dag, self.logical_date, recorded, look(_select_lengths, row.id))
         self._calls[task_id] = _dump_call(task), _full_name(_function_of(task)), None
-        known = {(task_id, i.map_index): i for i in self.plan._by_id[task_id].instances}
+        known = {(task_id, i.map_index): i for i in self.plan.by_id[task_id].instances}
         _refuse_index(row.run_id, [(task_id, index)], known)
         found = [i for (_, n), i in known.items() if index in (None, n)]
         if task._mapping is not None and found[0].map_index < 0:
@@ -10327,7 +10327,7 @@ class _Run(_Start):
             for up_id, i, key, value in look(_select_values, row, **which):
                 found.setdefault((up_id, key), []).append((i, value))
         for up_id, key in () if self.runner.remote else takes:
-            up = self.plan._by_id[up_id]
+            up = self.plan.by_id[up_id]
             own = up.is_in_step_with(node)
             if own or up.mapping is None:  # a mapped one's values the worker reads itself
                 index = instance.map_index if own else -1

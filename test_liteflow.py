@@ -17157,8 +17157,8 @@ class PlanGrowthTest(Case):
         self.assertLess(self.seconds_of(lambda: liteflow._Plan(d)), 3)  # 6 s and more, before
         peak, plan = self.megabytes_of(lambda: liteflow._Plan(d))
         self.assertLess(peak, 40)  # 430 before
-        self.assertEqual(plan._by_id["t48.0"].weight, 2 + 2 + 49)
-        self.assertEqual(plan._by_id["t0.1"].weight, 1 + 49 * 51)
+        self.assertEqual(plan.by_id["t48.0"].weight, 2 + 2 + 49)
+        self.assertEqual(plan.by_id["t0.1"].weight, 1 + 49 * 51)
 
     def grouped(self, n, above):
         with DAG("d") as d:
