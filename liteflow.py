@@ -1700,7 +1700,7 @@ class _Mappable(_Placeholder, _Dependency):
         by, functions = self._by, task._map_functions
         if self._how == "map" and by in functions:  # else it is in an object, which is not searched
             by = functions.index(by)
-        sources = (source._look_up(task, results, False) for source in self._sources)
+        sources = (source._look_up(task, results, plain=False) for source in self._sources)
         return "elements", self._how, by, *sources
 
     def map(self, function: Callable[[Any], Any]) -> _Mappable:
@@ -2450,11 +2450,11 @@ class _TaskDecorator:
 
     def run_if(self, condition: _Condition, skip_message: str | None = None) -> Callable[[T], T]:
         """Above `@task`: skip the task unless `condition(context)` is true."""
-        return _conditional(condition, True, skip_message)
+        return _conditional(condition, wanted=True, text=skip_message)
 
     def skip_if(self, condition: _Condition, skip_message: str | None = None) -> Callable[[T], T]:
         """Above `@task`: skip the task if `condition(context)` is true."""
-        return _conditional(condition, False, skip_message)
+        return _conditional(condition, wanted=False, text=skip_message)
 
     if not TYPE_CHECKING:  # with this in sight, every name is right to a checker
 
@@ -4095,8 +4095,8 @@ class _Resumption:
             key = task.task_id, index
             row = self.instances[key]
             # What succeeded or skipped itself stays (what was cleared has no state), as does what
-            # has no elements; but not what takes others' results by now, nor a branch that chose
-            # what the code does not have any more.
+            # has no elements; but not what now takes other results than it did, nor a branch that
+            # chose what the code does not have any more.
             kept = row.state == "success" or row.state == row.attempt_state == "skipped"
             kept = kept or (row.state == "skipped" and is_empty)
             chosen = (_parsed(row.flow, dict).get("chosen") or ()) if row.flow else ()
