@@ -502,8 +502,7 @@ _signal: Any = sys.modules.get("_signal", signal)
 class _HeldSignals(contextlib.ExitStack):
     """Holds signals' handlers back while something must be whole: Python calls them in the main
     thread, between any two steps, and what they raise would leave a lock held, a transaction open,
-    a worker that nobody has. `call_due` calls those that are due, where all is whole; so does the
-    end of the block.
+    a worker that nobody has. Where all is whole, `call_due` calls them, as the block's end does.
 
     `heard` is told of each signal as it comes: with the number of a SIGINT, SIGTERM or SIGHUP whose
     handler is the default (these `heard` has to see to), with None of any other.
@@ -3733,12 +3732,9 @@ class _Plan:
     def finish(
         self, instance: _Instance, status: str, now: float, note: Mapping[str, Any] = {}
     ) -> None:
-        """The instance's attempt ended; `note`: whether it stored a result, of which length, or how
-        long it waits.
-
-        Its status: success; skipped; failed, which is retried while tries are left; fatal, which
-        is not; reschedule, if it gives its worker back for a while.
-        """
+        """The instance's attempt ended. `status`: success; skipped; failed, which is retried while
+        tries are left; fatal, which is not; reschedule, if it gives its worker back for a while.
+        `note`: whether it stored a result, of which length, or how long it waits."""
         if instance.state is _S.QUEUED:
             instance.move(_S.RUNNING)
         self._occupy(instance, -1)
