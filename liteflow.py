@@ -3267,6 +3267,7 @@ _NEVER_RUN = _Past(0, "", -1, None, try_number=0, max_tries=0)  # what is new, w
 _END_AT: dict[str | None, int] = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.SKIPPED: 3}
 _PENDING = 4
 _NO_COUNTS = [0] * 5  # shared by all nodes that wait for nothing
+_Nodes = list["_Node"] | tuple[()]  # most are empty, and share that tuple
 _what_holds = operator.attrgetter(*_CALLBACK_OF.values(), "execution_timeout")
 
 
@@ -3333,14 +3334,13 @@ class _Node:
         self.weight = task.priority_weight
         self.upstream: tuple[_Node, ...] = ()
         self.downstream: tuple[_Node, ...] = ()
-        # Most nodes have none of these: an empty tuple is shared by all.
-        self.setups: Any = ()  # a teardown's own; of work, those further up around it
-        self.sheltered: Any = [] if task.is_setup else ()  # what is in a setup's scope
+        self.setups: _Nodes = ()  # a teardown's own; of work, those further up around it
+        self.sheltered: _Nodes = ()  # what is in a setup's scope
         # Branches and short circuits that may leave it out; of a teardown, all further up in its
         # scopes, too: a failure may have decided what stands between, while they still run.
-        self.gates: Any = ()
-        self.guarded: Any = ()  # what this one, a branch or short circuit, may leave out
-        self.closers: Any = ()  # the teardowns in whose scopes this is such a gate
+        self.gates: _Nodes = ()
+        self.guarded: _Nodes = ()  # what this one, a branch or short circuit, may leave out
+        self.closers: _Nodes = ()  # the teardowns in whose scopes this is such a gate
         self.feeds: tuple[_Node, ...] = ()  # those that are mapped over its result
         self.sources: tuple[_Node, ...] = ()  # those whose results it is mapped over
         self.mates: Sequence[_Node] = ()  # those that are mapped together with it, in order
@@ -3543,6 +3543,7 @@ def _find_setups(order: Sequence[_Node]) -> None:
 
 def _shelter(setup: _Node, node: _Node) -> None:
     """Note that the node stands in the setup's scope; its trigger rule sees one right above it."""
+    setup.sheltered = setup.sheltered or []
     setup.sheltered.append(node)
     if setup in node.upstream and not node.task.is_teardown:
         return
