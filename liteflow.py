@@ -417,6 +417,9 @@ _NEXT: dict[TaskInstanceState | None, set[TaskInstanceState | None]] = {
 }
 
 
+# --- Errors and states: what every section uses ---------------------------------------------------
+
+
 @functools.cache
 def _log() -> logging.Logger:
     """The module's logger. Whoever only looks at runs does not need it."""
