@@ -3271,7 +3271,7 @@ _END_AT: dict[str | None, int] = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILE
 _PENDING = 4
 _NO_COUNTS = [0] * 5  # shared by all nodes that wait for nothing
 _Nodes = list["_Node"] | tuple[()]  # most are empty, and share that tuple
-_what_holds = operator.attrgetter(*_CALLBACK_OF.values(), "execution_timeout")
+_callbacks_and_timeout = operator.attrgetter(*_CALLBACK_OF.values(), "execution_timeout")
 
 
 class _Instance:
@@ -3351,8 +3351,8 @@ class _Node:
         self.group = self.mapping if self.mapping is not None and self.mapping.of_group else None
         # Whether its worker waits for word after an attempt: callbacks come once the outcome is
         # committed, and a signal that is to end the attempt must not meet the worker's next job.
-        asked = _what_holds(task)
-        self.holds = task._dag_or_error().fail_fast or asked.count(None) < len(asked)
+        given = _callbacks_and_timeout(task)
+        self.holds = task._dag_or_error().fail_fast or given.count(None) < len(given)
         self.expanded = True  # it has the instances that it will have, one at least
         self.counts = self.needs = _NO_COUNTS  # of `upstream` and `setups` that are not in step
         self.instances: list[_Instance] = []
