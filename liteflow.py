@@ -227,7 +227,7 @@ _Condition = Callable[[Context], Any]
 _InstanceKey = tuple[str, int]  # a task instance's task_id, and its map_index: -1 if not mapped
 
 
-# --- Errors and states ---------------------------------------------------------------------------
+# --- Errors and states ----------------------------------------------------------------------------
 
 
 class AirflowException(Exception):
