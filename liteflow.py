@@ -975,7 +975,7 @@ class _OperatorType(type):
 
     A setting in a class's body is replaced by its default; its check, kept and inherited in
     `_known_settings`, is for plain values in its place, also those of bases that are no operators.
-    An operator has attributes only for what is not at its default: 30 cost five times 29.
+    An operator has attributes of its own only where it leaves a default: 30 cost five times 29.
     """
 
     def __init__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any], **kw: Any) -> None:
@@ -1809,8 +1809,8 @@ _pickling: contextvars.ContextVar[Any] = contextvars.ContextVar("liteflow_pickli
 
 
 class _Argument(_Placeholder):
-    """The placeholder of an argument: of a `@dag` function ("param") or of a mapped group's
-    ("group_value"; so are the methods of _Execution called that give the value)."""
+    """The placeholder of an argument of a `@dag` function, or of a mapped group. `look` names the
+    method of _Execution that gives its value: "param" or "group_value"."""
 
     def __init__(self, look: str, name: str, *default: Any) -> None:
         self._look, self._name = look, name  # no `name`: `file.name`, say, is to be an error
@@ -3292,7 +3292,7 @@ class _Instance:
         self.alone = recorded.died  # it may have killed its scheduler: nothing is sent with it
         self.row_id = recorded.row_id
         self.decided = False  # its rule has let it run, or it has ended
-        self.counts_as = _PENDING  # its place in counts: once it has ended or is left, by how
+        self.counts_as = _PENDING  # or, once it has ended or is left, a place of _END_AT
         self.before: TaskInstanceState | None = None  # its state when it was sent
 
     def beside(self, node: _Node) -> Sequence[_Instance]:
@@ -3559,7 +3559,7 @@ def _shelter(setup: _Node, node: _Node) -> None:
 def _all_from(
     first: Iterable[T], step: Callable[[Any], Iterable[T]] = operator.attrgetter("downstream")
 ) -> dict[T, None]:
-    """The first ones and all that steps lead to from them, near and far; by default down nodes."""
+    """The first ones and all that steps from them lead to; by default, all that is below nodes."""
     found: dict[T, None] = {}
     following = list(first)
     while following:
