@@ -2398,7 +2398,7 @@ class _GroupFunction(_Decorated[P, R, Any]):
             result = self.function(*args, **kwargs)
         if expand is not None:
             constants = [x for x in expand.sources.values() if isinstance(x, list)]
-            # All of them come to each task.
+            # A constant may hold results: each task gets, and waits for, all of these.
             held = [leaf for leaf in _leaves(constants) if isinstance(leaf, _Mappable)]
             for member in group.children:
                 member._map_over(expand)
@@ -3630,7 +3630,7 @@ class _Plan:
             self._ended(instance)
         for instance in [i for i in kept if i.flow]:  # skip again what a kept branch left out
             self.skip(instance, self.left_out(instance, _parsed(instance.flow, dict), strict=False))
-        self._dirty.clear()
+        self._dirty.clear()  # all that is open is touched, in the order of the tasks
         for node in self.nodes:
             if node.open:
                 self._touch(node)
@@ -3953,7 +3953,7 @@ class _Plan:
             is_sent = instance.state in (_S.QUEUED, _S.RUNNING)
             if self._goes_on(instance):
                 if self._stopped and instance.decided and not is_sent:
-                    self.enqueue(instance)
+                    self.enqueue(instance)  # anew: `stop` has cleared the queues
             elif is_sent:
                 self.doomed.append(instance)
             else:
@@ -4145,7 +4145,7 @@ class _Resumption:
             for index in self._indexes[setup_id]:
                 key = setup_id, index
                 if {key, *self._beside(setup, index, work)} & self.again <= self.may_not_run:
-                    continue
+                    continue  # nothing in its scope is known to run again
                 ends = {*self._beside(setup, index, teardowns)}
                 self.along |= ends - self.again
                 self.again |= ends
