@@ -6842,6 +6842,8 @@ class _Worker:
         """Become a worker, with a session and streams of its own, that ends with the scheduler."""
         with contextlib.suppress(PermissionError):  # the script made itself a leader on its import
             os.setsid()
+        # A forked worker has the scheduler's: asyncio would take the worker's signals for its own.
+        signal.set_wakeup_fd(-1)
         # Ctrl-C is the scheduler's to handle; a handler, unlike SIG_IGN, does not survive exec.
         signal.signal(signal.SIGINT, lambda signum, frame: None)
         signal.signal(signal.SIGTERM, self._on_term)

@@ -12656,6 +12656,12 @@ class StartMethodsContract:
     def test_a_task_hears_that_it_is_to_end_though_its_scheduler_s_thread_blocks_signals(self):
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])
         self.addCleanup(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+        heard, told = socket.socketpair()  # by which asyncio hears of signals to this process
+        self.addCleanup(heard.close)
+        self.addCleanup(told.close)
+        for end in heard, told:
+            end.setblocking(False)
+        self.addCleanup(signal.set_wakeup_fd, signal.set_wakeup_fd(told.fileno()))
         run = self.run_flow(
             """
             with DAG("blocked") as dag:
@@ -12668,6 +12674,7 @@ class StartMethodsContract:
             mp_context=self.method,
         )
         self.assertEqual(run.log("waits"), "[]\n")
+        self.assertRaises(BlockingIOError, heard.recv, 1)  # as nobody told it to end
 
     def test_a_task_hears_that_it_is_to_end_though_its_module_handles_that_signal(self):
         self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
