@@ -2888,9 +2888,9 @@ def _slips_in(dag: Dag) -> Iterator[str]:
         yield f"{each._what}: {why} makes no task"
     for task in dag.tasks:
         own = {} if isinstance(task, _FunctionOperator) else vars(task)
-        for name in [n for n, x in own.items() if isinstance(x, _Mappable)]:
-            if name not in task.template_fields:  # then `execute` gets the placeholder
-                placed = "is a result, and not in template_fields: it stays a placeholder"
+        for name, value in own.items():
+            if isinstance(value, _Placeholder) and name not in task.template_fields:
+                placed = f"is {value!r}, and not in template_fields: it stays a placeholder"
                 yield f"task {task.task_id!r}: {name!r} {placed}"
         if (text := vars(task).get("_unrendered")) is not None:
             passed = f"task {task.task_id!r}: {_shown(text, 60)} is passed as it is"
