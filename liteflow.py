@@ -1819,6 +1819,9 @@ class _Argument(_Placeholder):
     def _look_up(self, *_: object) -> tuple[Any, ...]:
         return self._look, self._name, *self._default
 
+    def __getitem__(self, key: object) -> NoReturn:
+        raise TypeError(f"{self!r} is a placeholder: take its item {key!r} in a task")
+
     def __repr__(self) -> str:
         return f"argument {self._name!r}"
 

@@ -1467,6 +1467,8 @@ class RefusalsTest(Case):
         with self.dag:
             named = task_group(group_id="n")(lambda n: self.f(f"v{n}"))
             self.refused(TypeError, "argument 'n' is no text", named.expand, n=[1, 2])
+            named = task_group(group_id="n")(lambda n: self.f(n["k"]))
+            self.refused(TypeError, "take its item 'k' in a task", named.expand, n=[{"k": 1}])
             named = task_group(group_id="n")(lambda n: self.f(n.name))  # of a path, say
             self.refused(AttributeError, "no attribute 'name'", named.expand, n=[Path("a")])
 
