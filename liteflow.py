@@ -762,7 +762,7 @@ def _optional(default: Any, check: Callable[[str, Any], Any]) -> Any:
 
 
 _setting: Any = _Setting  # Any: to a type checker, a class attribute has the type of its value
-_flag = _of_type(bool)
+_boolean = _of_type(bool)
 _timeout = functools.partial(_duration, zero=False)
 _path = _of_type(str, os.PathLike)
 _callback = _optional(None, _callbacks)
@@ -891,8 +891,8 @@ class TaskGroup(_Dependency):
         doc_md: str | None = None,
     ) -> None:
         _checked_id("group_id", group_id, more="", limit=200)
-        _flag(f"group {group_id!r}: prefix_group_id", prefix_group_id)
-        _flag(f"group {group_id!r}: add_suffix_on_collision", add_suffix_on_collision)
+        _boolean(f"group {group_id!r}: prefix_group_id", prefix_group_id)
+        _boolean(f"group {group_id!r}: add_suffix_on_collision", add_suffix_on_collision)
         dag, parent, _ = _surroundings({"dag": dag, "task_group": parent_group})
         if dag is None:
             raise RuntimeError(f"TaskGroup {group_id!r} can only be made inside a DAG")
@@ -1046,7 +1046,7 @@ class _OneTask(_Dependency):
             raise ValueError(f"task {task.task_id!r} is a setup: it can't be a teardown, too")
         if on_failure_fail_dagrun is not None:
             what = f"task {task.task_id!r}: on_failure_fail_dagrun"
-            task.on_failure_fail_dagrun = _flag(what, on_failure_fail_dagrun)
+            task.on_failure_fail_dagrun = _boolean(what, on_failure_fail_dagrun)
         for setup in _operands(() if setups is None else setups):
             if not isinstance(setup, _OneTask):
                 raise TypeError(f"setups of task {task.task_id!r} must be tasks, found {setup!r}")
@@ -1128,8 +1128,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     retry_policy: None = _setting(None, _one_of([None], ": not supported"))
     execution_timeout: _datetime.timedelta | None = _optional(None, _timeout)
     trigger_rule: TriggerRule = _setting(TriggerRule.ALL_SUCCESS, _one_of(TriggerRule))
-    do_xcom_push: bool = _setting(True, _flag)
-    multiple_outputs: bool | None = _optional(None, _flag)
+    do_xcom_push: bool = _setting(True, _boolean)
+    multiple_outputs: bool | None = _optional(None, _boolean)
     params: dict[str, Any] = _setting(None, _params)  # None: each task gets a dict of its own
     priority_weight: int = _setting(1, _capped)
     weight_rule: WeightRule = _setting(WeightRule.DOWNSTREAM, _one_of(WeightRule))
@@ -1911,7 +1911,7 @@ class BashOperator(BaseOperator):
     env = _optional(None, _of_type(dict, _Placeholder))
     cwd = _optional(None, _of_type(str, os.PathLike, _Placeholder))
     output_processor = _optional(None, _sync_function)
-    append_env: bool = _setting(False, _flag)
+    append_env: bool = _setting(False, _boolean)
     skip_on_exit_code: Sequence[int] = _setting((99,), _exit_codes)
     output_encoding: str = _setting("utf-8", _of_type(str))
 
@@ -2014,7 +2014,7 @@ class BaseSensorOperator(BaseOperator):
     timeout: float = _optional(7 * 86400.0, _seconds)
     mode: str = _setting("poke", _one_of(["poke", "reschedule"]))
     max_wait = _optional(None, _duration)
-    soft_fail = exponential_backoff = silent_fail = never_fail = _setting(False, _flag)
+    soft_fail = exponential_backoff = silent_fail = never_fail = _setting(False, _boolean)
 
     def poke(self, context: Context) -> Any:
         """Whether the waiting is over; a `PokeReturnValue` carries a result, too."""
@@ -2121,7 +2121,7 @@ class ShortCircuitOperator(PythonOperator):
     `ignore_downstream_trigger_rules` is false, the tasks right after it."""
 
     _flow = "short_circuit"
-    ignore_downstream_trigger_rules: bool = _setting(True, _flag)
+    ignore_downstream_trigger_rules: bool = _setting(True, _boolean)
 
 
 class BaseBranchOperator(BaseOperator):
@@ -2558,7 +2558,7 @@ class Dag:
     max_active_tasks: int = _optional(16, _of_type(int, least=1))
     max_active_runs: int | None = _optional(None, _of_type(int, least=1))
     dagrun_timeout: _datetime.timedelta | None = _optional(None, _timeout)
-    fail_fast: bool = _setting(False, _flag)
+    fail_fast: bool = _setting(False, _boolean)
     doc_md: str | None = _optional(None, _of_type(str))
     tags: set[str] = _setting(
         (), lambda what, x: {*_of_type(list, tuple, set, frozenset)(what, () if x is None else x)}
@@ -2567,7 +2567,7 @@ class Dag:
     on_success_callback = on_failure_callback = _callback
     schedule = _setting(None, _schedule)
     start_date = end_date = _date
-    catchup = render_template_as_native_obj = _setting(False, _flag)
+    catchup = render_template_as_native_obj = _setting(False, _boolean)
     max_consecutive_failed_dag_runs = _optional(0, _of_type(int, least=0))
     user_defined_macros = user_defined_filters = _setting(  # not copied: a script may add to it
         None, lambda what, x: {} if x is None else _of_type(dict)(what, x)
@@ -3025,7 +3025,7 @@ class Variable:
         """
         default = default_var if default is ... else default
         name = f"AIRFLOW_VAR_{_of_type(str)('key', key).upper()}"
-        _flag("deserialize_json", deserialize_json)
+        _boolean("deserialize_json", deserialize_json)
         if name in os.environ:
             try:
                 return json.loads(os.environ[name]) if deserialize_json else os.environ[name]
@@ -9787,7 +9787,7 @@ def _check_request(asked: types.SimpleNamespace) -> None:
     """Raises TypeError or ValueError for a wrong argument."""
     progress, date = asked.progress, asked.logical_date
     for name in ("resume", "wait"):
-        _optional(False, _flag).check(name, getattr(asked, name))
+        _optional(False, _boolean).check(name, getattr(asked, name))
     if asked.stop is not None and not _has_method(asked.stop, "is_set"):
         raise TypeError(f"stop must be a threading.Event, found {_shown(asked.stop)}")
     if not isinstance(progress, bool):
@@ -11130,7 +11130,7 @@ class DagRun:
         several = _of_type(Iterable)("task_ids", task_ids)
         wanted = [task_ids] if isinstance(task_ids, str) else list(several)
         names = self._tasks_in(wanted, but_state="removed")
-        how = _CLEARED if _flag("downstream", downstream) else _CLEARED_ALONE
+        how = _CLEARED if _boolean("downstream", downstream) else _CLEARED_ALONE
         if names:  # without any the run keeps its state
             self._write(lambda store: store.change(self._row.id, check, store.clear, names, how))
             self.refresh()
