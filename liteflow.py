@@ -2895,6 +2895,8 @@ def _slips_in(dag: Dag) -> Iterator[str]:
             if isinstance(value, _Placeholder) and name not in task.template_fields:
                 placed = f"is {value!r}, and not in template_fields: it stays a placeholder"
                 yield f"task {task.task_id!r}: {name!r} {placed}"
+        if task._flow and task._mapping and not task._mapping.of_group and task._downstream:
+            yield f"task {task.task_id!r}: mapped alone it skips nothing, in a mapped group it does"
         if (text := vars(task).get("_unrendered")) is not None:
             passed = f"task {task.task_id!r}: {_shown(text, 60)} is passed as it is"
             yield f"{passed}: no Jinja is rendered in arguments of @task"

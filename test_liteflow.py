@@ -14218,6 +14218,9 @@ class RunTest(Case):
             map_over.partial(y=1).partial(x=2)
             map_over.partial(y=1).expand(x=[1])
             map_over.partial(y=1).expand_kwargs([{"x": 1}])
+            gate = task.short_circuit(task_id="gate")(some)
+            gate.partial(y=1).expand(x=[1]) >> gate.override(task_id="last")(1, 1)
+            task_group(lambda x: gate(x, 1) >> gate(x, 1), group_id="gates").expand(x=[1])
             result = liteflow.BashOperator(task_id="b").output
             Own(task_id="own", taken=result, left=result)
             mapped = task_group(lambda x: Own(task_id="own", taken=x, left=x), group_id="m")
@@ -14240,6 +14243,7 @@ class RunTest(Case):
         self.assertTrue(told.output[-1].startswith(last), told.output[-1])
         partial = "task 'f': partial() without expand() makes no task"
         near = "did you mean 'pool_slots'", "did you mean 'retries'"
+        gate = "task 'gate': mapped alone it skips nothing, in a mapped group it does"
         left = [
             f"task {own!r}: 'left' is {what}, and not in template_fields: it stays a placeholder"
             for own, what in (("own", "XComArg('b', 'return_value')"), ("m.own", "argument 'x'"))
@@ -14249,7 +14253,7 @@ class RunTest(Case):
             "teardown 'end' is of no setup, so none runs again with it; as_teardown(setups=...) "
         )
         loose = [f"{loose}makes it that of {setup!r}" for setup in ("inner", "outer")]
-        self.assertEqual(notes[:-2], [partial, partial, *left, empty, *loose])
+        self.assertEqual(notes[:-2], [partial, partial, gate, *left, empty, *loose])
         for note, words in zip(notes[-2:], near, strict=True):
             self.assertRegex(note, f"default_args: no task takes .*{words}")
 
