@@ -23441,7 +23441,7 @@ liteflow.AirflowTaskTimeout: timeout after 1 s
 timeout after 1 s"""  # of a command whose output was waited for
         self.assertEqual(liteflow._place_of(error), "")
 
-    def test_a_command_that_failed_is_named(self):
+    def test_a_command_that_failed_and_a_kill_are_named(self):
         run = self.run_flow(
             """
             with DAG("commands") as dag:
@@ -23455,7 +23455,9 @@ timeout after 1 s"""  # of a command whose output was waited for
                 def script(): return "set -e\\ncd .\\nfalse"
                 @task.bash
                 def line(): return "set -e; ls ./missing"
-                dump() >> killed(); ends(); script(); line()
+                @task
+                def dies(): os.kill(os.getpid(), signal.SIGKILL)
+                dump() >> killed(); ends(); script(); line(); dies()
             """
         )
         told = " ".join(liteflow._report_of(run, liteflow._seen_instances(run)))
@@ -23465,6 +23467,8 @@ timeout after 1 s"""  # of a command whose output was waited for
         )
         self.assertEqual(self.states(run)["dump"], "success")  # as in bash: its last command counts
         self.assertIn("the command was killed by SIGKILL: kill -9 $$", told)
+        self.assertIn("dies failed: killed by SIGKILL     by somebody, or by the system", told)
+        self.assertEqual(told.count("memory runs out"), 1)  # of the worker alone
         self.assertIn("the command ended with exit code 1: cd . [...]", told)
         self.assertIn("the command ended with exit code 2: set -e; ls ./missing", told)
 
