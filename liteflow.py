@@ -4192,17 +4192,17 @@ class _Resumption:
 
 _APPLICATION_ID = 0x6C69_7465  # "lite"
 _USER_VERSION = 2  # a major number: columns and tables may be added without raising it
-_BUSY_SECONDS = 0.25  # SQLite's own wait for a lock; in a longer one a run still hears its workers
-_LOCKED_LIMIT = 120.0  # seconds of a lock after which a run gives up
-_WAL_PAGES = 8192  # after which a commit copies the WAL into the file; see _Store.checkpoint
-_PAGE_SIZE = 4096  # larger ones are slower with small commits, smaller ones with large values
-_CACHE = 64 * 1024 * 1024  # bytes of large values that are kept in memory until their commit
-_LARGE = 1_000_000  # bytes of a value, above which it is written and read page by page
-_ROW_LIMIT = 1_000_000_000  # bytes; SQLite's own
-_LOOK_LIMIT = 4 * _TEXT_LIMIT  # bytes of the largest value that a look reads: a text, in UTF-8
+_BUSY_SECONDS = 0.25  # how long SQLite itself waits for a lock: short, so a run hears its workers
+_LOCKED_LIMIT = 120.0  # seconds for which a run waits for a lock before it gives up
+_WAL_PAGES = 8192  # at so many, a commit copies the WAL into the file; see _Store.checkpoint
+_PAGE_SIZE = 4096  # bytes; larger pages slow small commits down, smaller ones large values
+_CACHE = 64 * 1024 * 1024  # bytes of large values that SQLite keeps in memory until their commit
+_LARGE = 1_000_000  # bytes; a larger value is written and read page by page
+_ROW_LIMIT = 1_000_000_000  # bytes; SQLite's own limit
+_LOOK_LIMIT = 4 * _TEXT_LIMIT  # bytes of the largest value that a look reads: any text fits
 
-# Without a rowid an attempt takes one page less to write. The tables of large values keep theirs:
-# else a search for a key would read values on its way.
+# Without a rowid, SQLite writes one page less for an attempt. The tables of large values keep the
+# rowid, because without it SQLite would read values on its way to a key.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS dag (
     dag_id TEXT PRIMARY KEY,
@@ -4213,21 +4213,21 @@ CREATE TABLE IF NOT EXISTS dag (
     schedule TEXT                -- as given; liteflow schedules nothing
 ) STRICT;
 CREATE TABLE IF NOT EXISTS dag_run (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never one that a deleted run had
+    id INTEGER PRIMARY KEY AUTOINCREMENT, -- a deleted run's id is not used again
     dag_id TEXT NOT NULL REFERENCES dag (dag_id),
     run_id TEXT NOT NULL,
     state TEXT NOT NULL,         -- queued, running, success, failed
-    reason TEXT,                 -- why it failed, where no task is to blame
+    reason TEXT,                 -- why it failed, if no task is to blame
     logical_date TEXT,           -- times are ISO 8601 in UTC
     start_date TEXT,
     end_date TEXT,
-    resumed_date TEXT,           -- when its latest stretch began, if it was resumed
-    seconds REAL NOT NULL DEFAULT 0, -- that its earlier stretches took
+    resumed_date TEXT,           -- when the latest resume began; null: none yet
+    seconds REAL NOT NULL DEFAULT 0, -- that the run took before that resume
     conf TEXT NOT NULL,          -- JSON object
     owner TEXT,                  -- token of the run() that works on it, and of its folder
     owner_process TEXT,          -- for people: pid and host
-    command TEXT,                -- for people: how its script was started; or its options alone
-    stop_requested TEXT,
+    command TEXT,                -- for people: how its script was started, and its options
+    stop_requested TEXT,         -- when somebody asked to stop it
     values_deleted TEXT,         -- when `prune --values` deleted its XComs
     UNIQUE (dag_id, run_id)
 ) STRICT;
@@ -4238,24 +4238,24 @@ CREATE TABLE IF NOT EXISTS task_instance (
     dag_run_id INTEGER NOT NULL REFERENCES dag_run (id) ON DELETE CASCADE,
     task_id TEXT NOT NULL,
     map_index INTEGER NOT NULL,  -- -1: not mapped, or not expanded yet
-    state TEXT,                  -- Airflow's names; none: not decided
+    state TEXT,                  -- Airflow's names; null: not decided yet
     try_number INTEGER NOT NULL, -- of the latest attempt; 0: none
     max_tries INTEGER NOT NULL,
-    lost INTEGER NOT NULL,       -- attempts in a row that went down with their scheduler
-    cleared INTEGER NOT NULL,    -- 1: to run again, with what hangs on it; 2: it alone
+    lost INTEGER NOT NULL,       -- attempts in a row that were running when the scheduler died
+    cleared INTEGER NOT NULL,    -- 1: it and its downstream are to run again; 2: it alone
     flow TEXT,                   -- JSON: what a branch chose, whether a short circuit went on
-    element TEXT,                -- what a mapped one was mapped over: a digest
+    element TEXT,                -- of a mapped instance: digest of what it was expanded over
     element_preview TEXT,
     upstream_task_ids TEXT,      -- JSON list: what it waited for
-    takes TEXT,                  -- JSON list: tasks whose results it took; a[]: all instances of a
-    task_group_id TEXT,          -- the group it stands in
+    takes TEXT,                  -- JSON list: tasks whose results it took; "a[]": all of a's
+    task_group_id TEXT,          -- the innermost group it is in
     role TEXT,                   -- 'setup', 'teardown', or none
     UNIQUE (dag_run_id, task_id, map_index)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS task_attempt (
     task_instance_id INTEGER NOT NULL REFERENCES task_instance (id) ON DELETE CASCADE,
     try_number INTEGER NOT NULL,
-    state TEXT NOT NULL,         -- as of a task instance, or 'interrupted'
+    state TEXT NOT NULL,         -- a task instance's state, or 'interrupted'
     start_date TEXT,
     end_date TEXT,
     pid INTEGER,
@@ -4287,17 +4287,17 @@ CREATE TABLE IF NOT EXISTS xcom_item ( -- the elements of a result that others e
     PRIMARY KEY (task_instance_id, item)
 ) STRICT;
 """
-_COLUMNS: dict[str, dict[str, str]] = {  # types by table and column
+_COLUMNS: dict[str, dict[str, str]] = {  # types by table and column name
     table.split()[0]: dict(re.findall(r"\n    ([a-z]\w*) (\w+)", table))
     for table in _SCHEMA.split("CREATE TABLE IF NOT EXISTS ")[1:]
 }
-_NULLABLE = {*re.findall(r"\n    ([a-z]\w*) [A-Z]+,", _SCHEMA)}  # columns of at least one table
+_NULLABLE = {*re.findall(r"\n    ([a-z]\w*) [A-Z]+,", _SCHEMA)}  # in at least one table
 
 
 @functools.cache
 def _inserting(table: str, verb: str = "INSERT OR REPLACE") -> str:
-    """A statement that writes a whole row. In it "" stands for NULL, where a column may be that:
-    sqlite3 first looks for an adapter of None, which takes as long as ten numbers."""
+    """The statement that writes a whole row. A nullable column takes "" for NULL: None would take
+    as long as ten numbers, because sqlite3 first looks for an adapter of it."""
     columns = _COLUMNS[table]
     values = ["nullif(?, '')" if name in _NULLABLE else "?" for name in columns]
     return f"{verb} INTO {table} ({', '.join(columns)}) VALUES ({', '.join(values)})"
@@ -4305,25 +4305,26 @@ def _inserting(table: str, verb: str = "INSERT OR REPLACE") -> str:
 
 @functools.cache
 def _upserting(table: str, known: int) -> str:
-    """The same, but a row that is there keeps its first `known` columns; NULL keeps its preview."""
+    """The same, but an existing row keeps its first `known` columns, and its element_preview if the
+    new one is NULL."""
     key, *others = _COLUMNS[table]
     kept = {"element_preview": "coalesce(excluded.element_preview, element_preview)"}
     new = [f"{name} = {kept.get(name, f'excluded.{name}')}" for name in others[known - 1 :]]
     return f"{_inserting(table, 'INSERT')} ON CONFLICT ({key}) DO UPDATE SET {', '.join(new)}"
 
 
-# Columns that older files of version 2 lack, as (table, column, declaration): a new one is declared
-# here as well as above, with a default or nullable, and is added when a run opens such a file.
+# Columns that older files of version 2 lack, as (table, column, declaration). A new column is
+# declared here and in _SCHEMA, nullable or with a default; a run adds it to a file that it opens.
 _ADDED_COLUMNS: list[tuple[str, str, str]] = [("dag_run", "command", "TEXT")]
 
 _UPDATE_INSTANCE = """UPDATE task_instance SET state = nullif(?, ''), try_number = ?, max_tries = ?,
     lost = ?, flow = nullif(?, '') WHERE id = ?"""  # see _changes_of
 _Row = types.SimpleNamespace  # a row by the names of its columns
-_Check = Callable[[], None]  # called before something, or while it is waited for; it may raise
-# A value on its way to the database: its key, type, preview and length, and itself as a pickle.
+_Check = Callable[[], None]  # called before an action, or during a wait; may raise to end it
+# An XCom on its way to the database: key, type, preview, length, pickle.
 _XComRow = tuple[str, str, str, int | None, "bytes | _Pieces"]
-_ItemRow = tuple[str, "bytes | _Pieces"]  # of one of its elements: preview and pickle
-_Output = list[tuple["_Attempt", int, str]]  # what attempts printed: whose, which part, the text
+_ItemRow = tuple[str, "bytes | _Pieces"]  # an element of a result: preview, pickle
+_Output = list[tuple["_Attempt", int, str]]  # what attempts printed: attempt, part number, text
 
 
 class _Attempt:
@@ -4334,43 +4335,43 @@ class _Attempt:
     ended: str | None = None
     pid: int | None = None
     error: str | None = None
-    log_parts = 0  # that are stored: a rescheduled sensor's log goes on behind these ...
-    log_seen = 0, 0  # ... and behind these bytes: `head` and `dropped` of `_SlotLog.begin`
-    pokes = 0  # of a rescheduled sensor, those that have ended
+    log_parts = 0  # number of its stored parts: a rescheduled sensor's next poke adds to them
+    log_seen = 0, 0  # bytes of its log so far: `head` and `dropped` of `_SlotLog.begin`
+    pokes = 0  # how many pokes of a rescheduled sensor have ended
     first_taken = began = 0.0  # when a worker first took it, by monotonic() and by time()
-    taken = math.inf  # when a worker last took it, by monotonic()
-    losses = 0  # workers in a row that died before they could tell that they took it
+    taken = math.inf  # when a worker last took it, by monotonic(); inf: none has
+    losses = 0  # workers in a row that died before they could say that they took it
 
     def __init__(self, instance: _Instance) -> None:
         self.instance, self.try_number = instance, instance.try_number
 
     def take(self) -> None:
-        """A worker takes it now."""
+        """Note that a worker takes it now."""
         self.taken = _monotonic()
         if not self.pokes:
             self.first_taken, self.began = self.taken, time.time()
 
 
 class _Callback(_Record):
-    """Callbacks that are due once what they follow is recorded."""
+    """Callbacks that are due once the end that they follow is recorded: see `_call_due`."""
 
     attempt: _Attempt
-    name: str | None  # None: there are none, and the worker that holds the attempt may let it go
+    name: str | None  # None: none are due, and the worker that holds the attempt may let it go
     reason: str | None
-    facts: Mapping[str, Any] = {}  # how the attempt ended, or which other run's they are
+    facts: Mapping[str, Any] = {}
 
 
 class _Batch:
-    """What one turn of a run has to record, in one transaction, and what follows its commit."""
+    """What a turn of the run loop has to record in one transaction, and to do after the commit."""
 
     def __init__(self) -> None:
-        self.instances: dict[_Instance, None] = {}  # an ordered set, as is the next
+        self.instances: dict[_Instance, None] = {}  # an ordered set, like the next
         self.attempts: dict[_Attempt, None] = {}
         self.expanded: list[_Node] = []
         self.xcoms: list[tuple[Any, ...]] = []
         self.items: list[tuple[Any, ...]] = []
-        self.renewed: list[int] = []  # row ids of instances whose values are an earlier try's
-        self.named: list[tuple[str, int]] = []  # what map_index_template made, and of which row
+        self.renewed: list[int] = []  # row ids of instances whose stored values must go
+        self.named: list[tuple[str, int]] = []  # (name that map_index_template made, row id)
         self.logs: _Output = []
         # After the commit: callbacks, jobs to send, and whether to copy the WAL into the file.
         self.callbacks: list[_Callback] = []
@@ -4386,13 +4387,13 @@ def _state_of(instance: _Instance) -> str:
 
 
 def _changes_of(i: _Instance) -> tuple[Any, ...]:
-    """What a turn may change of an instance's row, in the order of _UPDATE_INSTANCE."""
+    """The fields of an instance's row that a turn may change, in the order of _UPDATE_INSTANCE."""
     return _state_of(i), i.try_number, i.max_tries, i.lost, i.flow or "", i.row_id
 
 
 def _attempt_row(a: _Attempt) -> tuple[Any, ...]:
-    """An attempt in the order of the table's columns, with "" for NULL. When it began is what its
-    worker tells at its end; until then, and if the scheduler dies first, when it was heard of."""
+    """An attempt in the order of the table's columns, with "" for NULL. Its worker reports at the
+    end when it began; until then, start_date is when the scheduler heard that it was taken."""
     row_id, ended, pid, error = a.instance.row_id, a.ended or "", a.pid or "", a.error or ""
     started = a.started or (_iso_of(a.began) if a.began else "")
     return row_id, a.try_number, a.state, started, ended, pid, error
@@ -4403,7 +4404,7 @@ def _iso(moment: _datetime.datetime) -> str:
 
 
 def _iso_of(seconds: float) -> str:
-    """What time.time() gives, as `_iso` writes it."""
+    """A time by time.time(), as `_iso` writes it."""
     whole, micro = divmod(round(seconds * 1e6), 1_000_000)
     return f"{_iso_second(whole)}.{micro:06d}+00:00"
 
@@ -4419,16 +4420,16 @@ def _now() -> str:
 
 def _database_path(db_path: _StrPath | None, dag: Dag | None) -> str:
     """The database: the argument, else the Dag's, else $LITEFLOW_DB, else ./liteflow.db."""
-    asked = (db_path, getattr(dag, "db_path", None), os.environ.get("LITEFLOW_DB") or None)
-    given = next((path for path in asked if path is not None), "liteflow.db")
+    paths = (db_path, getattr(dag, "db_path", None), os.environ.get("LITEFLOW_DB") or None)
+    given = next((path for path in paths if path is not None), "liteflow.db")
     text: str = os.fspath(_path("db_path", given))
     if text in ("", ":memory:") or "\0" in text:
-        raise DatabaseError(f"the database must be a file, found {text!r}: name one")
+        raise DatabaseError(f"the database must be a file, found {text!r}: name a file")
     try:
         # Links are followed once, here: SQLite keeps `-wal` beside the target, not the link.
         return os.path.realpath(text)
     except FileNotFoundError:
-        raise DatabaseError(f"where is {text}? the working directory was removed") from None
+        raise DatabaseError(f"can't find {text}: the working directory was removed") from None
 
 
 def _raise_explained(error: BaseException, path: str) -> NoReturn:
@@ -4436,17 +4437,17 @@ def _raise_explained(error: BaseException, path: str) -> NoReturn:
     if not isinstance(error, sqlite3.Error):
         raise error
     primary = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
-    name = getattr(error, "sqlite_errorname", "")  # PyPy names few
+    name = getattr(error, "sqlite_errorname", "")  # PyPy has few of these names
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         raise _Busy(f"{path} is locked by another process") from None
     if primary == sqlite3.SQLITE_NOTADB:
         raise DatabaseError(f"{path} is not a liteflow database: {error}") from None
     _check_path(path)
-    # These two keep the mode that the database had when they were made.
+    # The -wal and the -shm keep the mode that the database had when they were made.
     for beside in (f"{path}-wal", f"{path}-shm"):
         if os.path.exists(beside) and not os.access(beside, os.R_OK):
             raise DatabaseError(f"unable to open {path}: this user may not read {beside}") from None
-    # SQLite reports a full disk after some writes only, and a full quota never.
+    # Guesses, because SQLite reports a full disk after some writes only, and a full quota never.
     hint = ""
     if primary == sqlite3.SQLITE_IOERR and re.search("LOCK|SHMMAP", name):
         hint = " (is it on a network's file system? SQLite needs a local one)"
@@ -4461,10 +4462,10 @@ def _raise_explained(error: BaseException, path: str) -> NoReturn:
 
 
 def _check_path(path: str) -> None:
-    """Raises DatabaseError where there can be no database."""
+    """Raise DatabaseError if there can be no database at this path."""
     if not path:  # see _dag_run_of
         raise DatabaseError("tasks on a foreign executor have no database to look into")
-    why, mode, owner = None, 0o600, getattr(os, "geteuid", int)()  # of a file that would be made
+    why, mode, owner = None, 0o600, getattr(os, "geteuid", int)()  # as a new file would have them
     folder = os.path.dirname(path)
     try:
         found = os.stat(path)
@@ -4475,20 +4476,20 @@ def _check_path(path: str) -> None:
         why = error.strerror
     else:
         if stat.S_ISDIR(mode):
-            why = "it is a directory, a file is needed"
+            why = "it is a directory, not a file"
         elif not stat.S_ISREG(mode):
             why = "it is no regular file"
         elif found.st_size == 1:  # SQLite takes it for empty, and writes over it
             why = "it holds a byte that is not liteflow's"
         elif not os.access(path, os.R_OK):
             why = "this user may not read it"
-    # Others that may not write to the database could make these, and SQLite would take them.
+    # SQLite would use these files, even if they were made by a user who may not write the database.
     is_private = not mode & (stat.S_IWGRP | stat.S_IWOTH)
     for end in ("-wal", "-shm", "-journal") if why is None and is_private else ():
         with contextlib.suppress(FileNotFoundError):
             if os.lstat(f"{path}{end}").st_uid not in (owner, 0):
                 what = "chown it if you trust it (it may hold new runs), or remove it"
-                why = f"{path}{end} is another user's than the database: {what}"
+                why = f"{path}{end} and the database belong to different users: {what}"
     if why is not None:
         raise DatabaseError(f"unable to open {path}: {why}")
 
@@ -4497,12 +4498,12 @@ def _check_ours(db: sqlite3.Connection, path: str) -> bool:
     """Whether the file is a liteflow database; False if it is empty. Raises DatabaseError."""
     pragmas = ("PRAGMA application_id", "PRAGMA user_version")
     application, version = (db.execute(pragma).fetchone()[0] for pragma in pragmas)
-    # A virtual table has no page, a generated column is hidden: to read one may never end.
+    # Reading a virtual table (it has no page) or a generated column (it is hidden) may never end.
     hidden = "EXISTS (SELECT 1 FROM pragma_table_xinfo(m.name) WHERE hidden)"
     plain = f"type = 'table' AND rootpage AND NOT {hidden}"
     try:
         is_plain = dict(db.execute(f"SELECT name, {plain} FROM sqlite_master AS m"))
-    except UnicodeDecodeError:  # of SQLite's message, which quotes the damaged name
+    except UnicodeDecodeError:  # SQLite's message quotes a damaged name
         damaged = sqlite3.DatabaseError("malformed database schema")
         damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
         raise damaged from None
@@ -4514,35 +4515,35 @@ def _check_ours(db: sqlite3.Connection, path: str) -> bool:
         newer = f"a newer liteflow ({version} > {_USER_VERSION}): use that one"
         older = f"an unreleased liteflow ({version} < {_USER_VERSION}): choose another path"
         raise DatabaseError(f"{path} was made by {newer if version > _USER_VERSION else older}")
-    for table in _COLUMNS:  # in a file made to harm, a view may have the name
+    for table in _COLUMNS:  # in a file made to harm, a view may have a table's name
         if not is_plain.get(table):
             raise DatabaseError(f"{path} has no table {table!r}: liteflow did not make it")
     return True
 
 
 def _check_before_run(path: str) -> None:
-    """Refuse a file that a run can't use before anything is started, without touching it."""
+    """Raise DatabaseError if a run can't use the file. Starts nothing, and leaves it untouched."""
     if sqlite3.sqlite_version_info < (3, 34):
         raise DatabaseError(f"SQLite {sqlite3.sqlite_version} is too old: 3.34 or newer is needed")
     if (found := _file_identity(path)) is not None and found[1] > 0:
-        with contextlib.suppress(_Empty):  # somebody is just creating it, or died doing so
+        with contextlib.suppress(_Empty):  # somebody is creating it, or died while doing so
             _read(path, lambda connection: None)
     _check_writable(path)
 
 
 def _check_writable(path: str) -> None:
-    """Refuse a file that this user may not write: SQLite would leave a -wal and a -shm of this
-    user's beside it, which the file's owner could not use."""
+    """Raise DatabaseError if this user may not write the file: SQLite would leave a -wal and a -shm
+    beside it that belong to this user, and that the file's owner could not use."""
     _check_path(path)
     if os.access(path, os.F_OK) and not os.access(path, os.W_OK):
         raise DatabaseError(f"{path} can't be written: it is read-only for this user")
     folder = os.path.dirname(path)
     if not os.access(folder, os.W_OK):
-        raise DatabaseError(f"{folder} can't be written: SQLite needs to, beside the database")
+        raise DatabaseError(f"{folder} can't be written: SQLite makes files beside the database")
 
 
 def _missing_columns(db: sqlite3.Connection) -> dict[tuple[str, str], str]:
-    """Declarations by (table, column) of what this file lacks."""
+    """The declarations of the columns that this file lacks, by (table, column)."""
     return {
         (table, column): declaration
         for table, column, declaration in _ADDED_COLUMNS
@@ -4551,10 +4552,10 @@ def _missing_columns(db: sqlite3.Connection) -> dict[tuple[str, str], str]:
 
 
 def _copy_database(connection: sqlite3.Connection, target: pathlib.Path) -> None:
-    """Copy all of it, as the connection's snapshot has it, into a new file."""
-    target.unlink(missing_ok=True)  # of a try that was overtaken by a writer
+    """Copy the whole database, as it is at one moment, into the new file `target`."""
+    target.unlink(missing_ok=True)  # an earlier try's, which a writer overtook
     target.touch(0o600, exist_ok=False)
-    connection.execute("COMMIT")  # a copy makes its own transaction, and keeps to one snapshot
+    connection.execute("COMMIT")  # `backup` has its own transaction, thus one snapshot
     with contextlib.closing(sqlite3.connect(target)) as copy:
         copy.execute("PRAGMA journal_mode=OFF").fetchone()  # a failed copy would leave a journal
         try:
@@ -4568,7 +4569,7 @@ def _copy_database(connection: sqlite3.Connection, target: pathlib.Path) -> None
             raise sqlite3.DatabaseError(f"it is damaged: {found}")
 
 
-# Held while SQLite works, and to fork: a child could inherit SQLite's own locks, and hang there.
+# Held while SQLite works, and over a fork, whose child could inherit SQLite's locks and hang.
 _in_sqlite = threading.RLock()
 if hasattr(os, "register_at_fork"):
     _hold, _release = _in_sqlite.acquire, _in_sqlite.release
@@ -4578,11 +4579,12 @@ if hasattr(os, "register_at_fork"):
 def _read(
     path: str, look: Callable[..., T], *arguments: Any, most: int = _LOOK_LIMIT, **named: Any
 ) -> T:
-    """What a look finds in the database, which is neither written nor created nor left locked.
+    """Return what the function `look` finds in the database, which is neither written nor created
+    nor left locked. `most`: bytes of the largest value that it may read.
 
-    A cleanly closed WAL file opened mode=ro would get a -wal and a -shm that stay; so without a
-    -wal, or with an empty one (a full disk leaves it, and has no room for a -shm), it is opened
-    immutable, and read again if a writer came meanwhile.
+    Opened mode=ro, a cleanly closed WAL database would get a -wal and a -shm that stay. So without
+    a -wal, or with an empty one (a full disk leaves that, and has no room for a -shm), the database
+    is opened immutable, and read again if a writer came meanwhile.
     """
 
     def state() -> tuple[bool, tuple[int, int, int] | None]:
@@ -4592,7 +4594,7 @@ def _read(
     arguments, named = tuple(map(_askable, arguments)), {n: _askable(x) for n, x in named.items()}
     for _ in range(100):
         wal, identity = before = state()
-        _check_path(path)  # opening a pipe would wait for its other end
+        _check_path(path)  # before it is opened: a pipe would wait for its other end
         if identity is None:
             raise DatabaseError(f"there is no database {path}: set --db, db_path or $LITEFLOW_DB")
         try:
@@ -4606,20 +4608,20 @@ def _read(
 
 
 def _askable(value: Any) -> Any:
-    """The value; if SQLite can't take it (surrogates, over 64 bits), one that equals nothing."""
+    """The value, or one that matches no row if SQLite can't take it (surrogates, over 64 bits)."""
     if isinstance(value, str):
         return _storable(value)
     return min(value, 2**62) if isinstance(value, int) else value
 
 
 def _storable(text: object) -> str:
-    """Text that SQLite takes, surrogates escaped: a file's name may hold some."""
+    """The text with surrogates escaped: SQLite takes none, and a file's name may hold some."""
     return str(text).encode(errors="backslashreplace").decode()
 
 
 def _read_once(path: str, wal: bool, most: int, look: Callable[[sqlite3.Connection], T]) -> T:
     mode = f"mode=ro{'' if wal else '&immutable=1'}"
-    # A signal's handler may wait for a thread that waits for SQLite's lock.
+    # Signals are held back, because a handler may wait for a thread that waits for `_in_sqlite`.
     with _HeldSignals(), _in_sqlite, contextlib.closing(_connected(path, mode, 5.0)) as db:
         for pragma in ("trusted_schema=OFF", "query_only=ON", "temp_store=MEMORY"):
             db.execute(f"PRAGMA {pragma}")
@@ -4627,13 +4629,13 @@ def _read_once(path: str, wal: bool, most: int, look: Callable[[sqlite3.Connecti
         db.execute("BEGIN")  # one snapshot for all that is looked at
         if not _check_ours(db, path):
             raise _Empty(f"{path} is empty: no run was recorded in it yet")
-        if sqlite3.sqlite_version_info >= (3, 39):  # before, it is one of whole rows
+        if sqlite3.sqlite_version_info >= (3, 39):  # older ones limit whole rows by it
             db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, most)
         return look(db)
 
 
 def _connected(path: str, options: str, timeout: float) -> sqlite3.Connection:
-    """A connection to a file that is there; `Path.as_uri` would import urllib."""
+    """A connection to an existing file. (`Path.as_uri` would import urllib.)"""
     escaped = re.sub("[%?#]", lambda sign: f"%{ord(sign[0]):x}", path.replace(os.sep, "/"))
     uri = f"file:///{escaped.removeprefix('/')}?{options}"
     with _in_sqlite:
@@ -4643,7 +4645,7 @@ def _connected(path: str, options: str, timeout: float) -> sqlite3.Connection:
 
 
 def _file_identity(path: str) -> tuple[int, int, int] | None:
-    """What differs once a file has been written; None if there is none."""
+    """The inode, size and mtime, which change once a file is written; None if there is no file."""
     with contextlib.suppress(OSError):
         found = os.stat(path)
         return found.st_ino, found.st_size, found.st_mtime_ns
@@ -4654,22 +4656,22 @@ def _file_identity(path: str) -> tuple[int, int, int] | None:
 
 _DIED = "its scheduler died"
 _SHUT_DOWN = "its pool was shut down"
-_SUBMITTED = "submitted"  # and waits in line
+_SUBMITTED = "submitted"  # why a run is queued: it waits in line
 
 
 class _Store:
-    """A connection that writes: of what a run does, the only one.
+    """A connection that writes; a run's store is the only one that writes what the run does.
 
-    Every write is one BEGIN IMMEDIATE transaction. A run's turns are written only while the run is
-    still its owner's: what an owner that was taken over reports late raises AlreadyRunning.
+    Every write is one BEGIN IMMEDIATE transaction. A turn is written only while this store's owner
+    still owns the run: once another process has taken the run over, it raises AlreadyRunning.
     """
 
     def __init__(self, path: str, check: Callable[[], Any] = bool) -> None:
-        """Open the database, and make it if it is missing or empty; `check` is called while it is
-        locked, and may raise. Raises DatabaseError."""
+        """Open the database; make it if it is missing or empty. While it is locked, `check` is
+        called again and again, and may raise to end the wait. Raises DatabaseError."""
         self.path = path
-        self.run_row = 0  # the id of the run that it records
-        self.owner = ""  # the token of that run's owner, while that is this process
+        self.run_row = 0  # the id of the run that this store records
+        self.owner = ""  # the token of the run's owner, while this process is that
         self._connection = self._connect()
         try:
             _until_unlocked(path, self._prepare, check)
@@ -4680,8 +4682,8 @@ class _Store:
 
     def _connect(self) -> sqlite3.Connection:
         _check_writable(self.path)
-        # Created here for its mode (logs and values hold secrets), which -wal and -shm inherit.
-        # Opened in no other place: to close any descriptor of a file drops the process's locks.
+        # The file is made here for its mode (logs and values hold secrets); -wal and -shm inherit
+        # it. No other code opens it, as closing any descriptor of a file drops the process's locks.
         try:
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -4695,18 +4697,18 @@ class _Store:
         execute = self._connection.execute
         with self.transaction("BEGIN"):  # one snapshot: another process may create the tables now
             ours = _check_ours(self._connection, self.path)
-        with self.transaction("", waits=ours):  # of a new file a power cut could harm nothing
+        with self.transaction("", waits=ours):  # a power cut can't harm a new file
             if not ours:
                 execute(f"PRAGMA page_size={_PAGE_SIZE}")
                 execute("PRAGMA auto_vacuum=INCREMENTAL")
-            # The switch to WAL ignores the busy timeout: only when due, and the caller retries.
+            # Only if it is needed: the switch to WAL ignores the busy timeout; the caller retries.
             if execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-                execute("PRAGMA journal_mode=WAL").fetchone()  # to its end: else it stays open
+                execute("PRAGMA journal_mode=WAL").fetchone()  # else the statement stays open
             self._wait_for_disk()
             execute("PRAGMA foreign_keys=ON")
             execute("PRAGMA trusted_schema=OFF")
             execute("PRAGMA temp_store=MEMORY")  # else a full $TMPDIR is a full database
-            execute("PRAGMA secure_delete=FAST").fetchone()  # else (Debian) deletions go to the WAL
+            execute("PRAGMA secure_delete=FAST").fetchone()  # Debian's ON fills the WAL with zeros
             if ours and not _missing_columns(self._connection):
                 return
         with self.transaction(waits=False):
@@ -4721,17 +4723,17 @@ class _Store:
                 execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
 
     def _wait_for_disk(self, wait: bool = True) -> None:
-        """Let SQLite wait where consistency needs it: at each checkpoint, and when a WAL is written
-        over from its start. With wait=False no commit copies anything out of the WAL."""
+        """Let SQLite wait for the disk where consistency needs it: at a checkpoint, and before it
+        overwrites the WAL. With wait=False no commit waits, or copies the WAL into the file."""
         self._connection.execute(f"PRAGMA synchronous={'NORMAL' if wait else 'OFF'}")
         pages = _WAL_PAGES if wait else 0
-        # To its end, as all that gives a row: what is open as its connection closes crashes PyPy.
+        # Statements that return a row are read to the end: one left open crashes PyPy at close().
         self._connection.execute(f"PRAGMA wal_autocheckpoint={pages}").fetchone()
 
     @contextlib.contextmanager
     def transaction(self, begin: str = "BEGIN IMMEDIATE", waits: bool = True) -> Iterator[None]:
-        """All or nothing, under the write lock by default; an empty `begin` begins no transaction.
-        With waits=False its commit does not wait for the disk, if the WAL has nothing else in it.
+        """Make the block one transaction, by default under the write lock; an empty `begin` makes
+        none. With waits=False, and if the WAL was empty, the commit does not wait for the disk.
 
         Raises _Busy or DatabaseError, with a sentence on what went wrong in SQLite.
         """
@@ -4742,7 +4744,7 @@ class _Store:
                     self._wait_for_disk(False)
                 if begin:  # an empty statement may raise the last one's error anew (Python 3.13)
                     execute(begin)
-                # Looked at within the transaction, during which nobody else can write to it.
+                # The WAL is looked at inside the transaction, when nobody else can write to it.
                 wal = None if waits or not begin else _file_identity(f"{self.path}-wal")
                 if wal is not None and wal[1] > 0:
                     execute("ROLLBACK")
@@ -4751,7 +4753,7 @@ class _Store:
                 yield
                 if begin:
                     execute("COMMIT")
-            except BaseException as error:  # whatever it is: undone, and told or raised again
+            except BaseException as error:  # whatever it is: undone, explained, raised
                 self._connection.rollback()  # a full disk or an I/O error may have done so already
                 _raise_explained(error, self.path)
             finally:
@@ -4759,20 +4761,20 @@ class _Store:
                     self._wait_for_disk()
 
     def sync(self) -> bool:
-        """Wait until a power cut can take nothing of what was committed. False if the database is
-        better closed: its WAL is large, or not there, or the only place where its tables are."""
-        # SQLite has no lock on this file that closing it would drop.
+        """Wait until no power cut can undo a commit. Return False if the caller should close the
+        database instead: its WAL is large or missing, or the only place where the tables are."""
+        # Closing this file drops no locks: SQLite's are on the database and the -shm.
         with contextlib.suppress(OSError), open(f"{self.path}-wal", "rb") as wal:
             if os.stat(self.path).st_size <= _PAGE_SIZE:
                 return False
-            getattr(os, "fdatasync", os.fsync)(wal.fileno())  # as SQLite does, where there is that
+            getattr(os, "fdatasync", os.fsync)(wal.fileno())  # as in SQLite; macOS has none
             return os.fstat(wal.fileno()).st_size <= _WAL_PAGES * _PAGE_SIZE
         return False
 
     def close(self, is_last: bool = True) -> None:
-        """Close; the last one out copies the WAL into the file, and leaves no -wal and no -shm. A
-        reader of ours holds its snapshot for milliseconds, so that is tried for a second; a `-wal`
-        that stays costs nothing but its name. `is_last`: this process has no other one."""
+        """Close the connection. The last process that closes copies the WAL into the file, and
+        leaves no -wal and no -shm. A liteflow reader prevents that for milliseconds, so it is tried
+        for a second; a -wal that stays does no harm. `is_last`: this process has no other store."""
         busy, deadline = is_last, _monotonic() + 1.0
         try:
             with contextlib.suppress(DatabaseError):
@@ -4784,7 +4786,7 @@ class _Store:
         finally:  # a Ctrl-C, after a prune say, ends the wait
             with _in_sqlite:
                 self._connection.close()
-        # Of two that close at once, none was the last; and a reader that is can't copy.
+        # Close once more: two that close at once, or a reader that is last, leave the files behind.
         for pause in (0.0, 0.0, 0.002, 0.004) if is_last else ():
             if pause:
                 time.sleep(pause)
@@ -4795,12 +4797,12 @@ class _Store:
                     again.execute("PRAGMA user_version").fetchone()
 
     def checkpoint(self) -> None:
-        """Copy what the WAL holds into the file now, rather than within some later commit."""
+        """Copy what the WAL holds into the file now, rather than during some later commit."""
         with self.transaction(""):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def look(self, look: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        """What one of the looks below finds, in this connection."""
+        """Return what one of the looks below finds by this connection."""
         try:
             with _in_sqlite:
                 return look(self._connection, *arguments, **named)
@@ -4812,11 +4814,11 @@ class _Store:
     def create_run(
         self, dag: Dag, run_id: str, logical_date: _datetime.datetime | None, conf: dict[str, Any]
     ) -> None:
-        """Insert the run, as `queued`, and its DAG's metadata; from now on it is this store's."""
+        """Insert the run, as `queued`, and its DAG's metadata; this store records that run then."""
         fileloc = os.path.abspath(dag.fileloc) if dag.fileloc else None
         tags, schedule = json.dumps(sorted(map(str, dag.tags))), dag.schedule
-        known = (dag.dag_id, dag.description, fileloc, dag.doc_md, tags, schedule)
-        texts = [None if x is None else _shown(x, _TEXT_LIMIT, _storable) for x in known]
+        metadata = (dag.dag_id, dag.description, fileloc, dag.doc_md, tags, schedule)
+        texts = [None if x is None else _shown(x, _TEXT_LIMIT, _storable) for x in metadata]
         self._connection.execute(_upserting("dag", 1), texts)
         when, columns = logical_date and _iso(logical_date), "dag_id, run_id, logical_date, conf"
         query = f"INSERT INTO dag_run ({columns}, state) VALUES (?, ?, ?, ?, 'queued')"
@@ -4828,7 +4830,7 @@ class _Store:
         self._connection.execute(query, (*values.values(), run_row))
 
     def _own_run(self, command: str, **values: Any) -> None:
-        """Make this store's owner the run's, which people know by its process and command."""
+        """Make this store's owner the run's owner; its process and command are for people."""
         process = f"pid {os.getpid()} on {socket.gethostname()}"
         own = {"owner": self.owner, "owner_process": process, "stop_requested": None}
         self._set_run(self.run_row, **own, command=_storable(command) or None, **values)
@@ -4838,7 +4840,7 @@ class _Store:
         self._own_run(command, state="queued", reason=_SUBMITTED)
 
     def cancel_run(self, dag_id: str, run_id: str, reason: str, check: Callable[..., bool]) -> None:
-        """Close a run that has not begun, if `check` finds under the lock that it is so."""
+        """Close a run that has not begun, unless `check`, under the write lock, rejects its row."""
         with self.transaction():
             row = _find_run(self._connection, dag_id=dag_id, run_id=run_id)
             if row is not None and check(row):
@@ -4854,16 +4856,15 @@ class _Store:
         with self.transaction():
             self._check_fence()
             row = self.close_run(self.run_row, state.value, reason)
-        self.owner = ""  # as in the file: what a DAG's callbacks print is recorded after this
+        self.owner = ""  # as in the file now: what the DAG's callbacks print is recorded later
         return row
 
     def close_run(self, run_row: int, state: str = "failed", reason: str | None = _DIED) -> _Row:
-        """Record a run's end; returns its row. Instances that were sent, ran or waited for a next
-        attempt have no state again; attempts that were sent or ran are interrupted, which uses up
-        no try.
+        """Record a run's end; return its row. Instances that had not ended have no state again, and
+        their attempts that were sent or running are interrupted, which uses up no try.
 
-        If its scheduler died, the run ended when something was last recorded, and those that ran
-        count as lost: one of them may be to blame."""
+        If the scheduler died, the run's end is the last time that was recorded, and every running
+        instance counts as lost, because its task may be what killed the scheduler."""
         ended = None if reason == _DIED else _now()
         values = {"run": run_row, "state": state, "reason": reason, "ended": ended}
         for statement in (
@@ -4872,7 +4873,7 @@ class _Store:
             "SELECT max(coalesce(task_attempt.end_date, task_attempt.start_date)) FROM "
             "task_attempt JOIN task_instance ON task_instance.id = task_instance_id WHERE "
             "dag_run_id = :run), ''))) WHERE id = :run",
-            # By its end, an attempt of which nothing was recorded is known to be of this stretch.
+            # An attempt may have no row yet. The end_date of the new one tells its stretch.
             "INSERT INTO task_attempt (task_instance_id, try_number, state, end_date, error) "
             "SELECT task_instance.id, try_number, 'interrupted', end_date, :reason FROM dag_run "
             "JOIN task_instance ON dag_run_id = dag_run.id WHERE dag_run.id = :run AND "
@@ -4889,7 +4890,7 @@ class _Store:
         return row
 
     def resume_run(self, row: _Row, found: _Resumption) -> None:
-        """Bring the rows of an earlier stretch into the shape that a resume wants them in."""
+        """Change the rows that earlier stretches left as `found` says, for a resume to start."""
         many = self._connection.executemany
         self._set_run(row.id, seconds=_run_seconds(row) or row.seconds)
         untried = [(past.row_id,) for past, i in found.removed if i < 0 and not past.try_number]
@@ -4897,20 +4898,20 @@ class _Store:
         moves: list[Any] = [(index, "removed", past.row_id) for past, index in found.removed]
         kept = found.instances.items()
         moves += [(i, past.state, past.row_id) for (_, i), past in kept if past.map_index != i]
-        # In two steps, by way of indexes that are nobody's: a new one may still be another's.
+        # In two steps, by way of indexes that no row has: another row may still have the new index.
         many("UPDATE task_instance SET map_index = -2 - id WHERE id = ?", [m[2:] for m in moves])
         many("UPDATE task_instance SET map_index = ?, state = ? WHERE id = ?", moves)
         stale = [found.instances[key] for key in found.again] + [past for past, _ in found.removed]
         self._delete_values(past.row_id for past in stale)
 
     def _delete_values(self, row_ids: Iterable[int]) -> None:
-        ids = [(row_id,) for row_id in row_ids if row_id]  # what is new has no row yet
+        ids = [(row_id,) for row_id in row_ids if row_id]  # a new instance has no row yet
         for table in ("xcom", "xcom_item"):
             self._connection.executemany(f"DELETE FROM {table} WHERE task_instance_id = ?", ids)
 
     def write_instances(self, nodes: Iterable[_Node], element_of: Any = None) -> None:
-        """Write the whole rows of these tasks' instances: new ones, which get their id here, and
-        those that a resume goes on with. `element_of` tells a mapped one's digest and preview."""
+        """Write whole rows of these tasks' instances: of new ones, which get their row id here, and
+        of those that a resume keeps. `element_of` gives a mapped one's digest and preview."""
         [[last]] = self._connection.execute("SELECT coalesce(max(id), 0) FROM task_instance")
         ids = itertools.count(last + 1)
 
@@ -4924,18 +4925,18 @@ class _Store:
                     mapped = node.mapping is not None and i.map_index >= 0
                     element, preview = element_of(i, node.mapping) if mapped else ("", "")
                     if i.row_id and i.try_number and i.state in (_S.SUCCESS, _S.SKIPPED):
-                        preview = ""  # it keeps what its template made
+                        preview = ""  # the row keeps the name that map_index_template made
                     i.row_id = i.row_id or next(ids)
                     yield (
                         i.row_id, self.run_row, i.task_id, i.map_index, _state_of(i), i.try_number,
                         i.max_tries, i.lost, 0, i.flow or "", element, preview or "", *of_task,
                     )  # fmt: skip
 
-        # Not a list: of 100,000 it would be the run's largest.
+        # Not a list: with 100,000 rows it would be the largest object of the run.
         self._connection.executemany(_upserting("task_instance", 3), rows())
 
     def mark(self, run_row: int, names: Iterable[tuple[str, int | None]], how: int) -> None:
-        """Mark task instances (index None: all of the task) as cleared, by the number `how`."""
+        """Mark task instances (index None: all of the task) as cleared; `how`: see the column."""
         self._connection.executemany(
             "UPDATE task_instance SET cleared = ?, state = NULL WHERE dag_run_id = ? AND "
             "task_id = ? AND map_index = coalesce(?, map_index) AND state IS NOT 'removed'",
@@ -4954,14 +4955,14 @@ class _Store:
             for table, rows in (("xcom", batch.xcoms), ("xcom_item", batch.items)):
                 if rows:
                     self._write_values(table, rows)
-            # After the inserts: the values of a try that failed in this turn are to go as well, and
-            # what is expanded takes its elements' previews from them.
+            # After the inserts, as the values of a try that failed in this turn must go as well;
+            # and an expanded task takes its elements' previews from the values inserted here.
             if batch.renewed:
                 self._delete_values(batch.renewed)
             for node in batch.expanded:
-                which = (self.run_row, node.task.task_id, node.instances[0].row_id)
-                known = "dag_run_id = ? AND task_id = ? AND map_index = -1 AND id != ?"
-                self._connection.execute(f"DELETE FROM task_instance WHERE {known}", which)
+                key = (self.run_row, node.task.task_id, node.instances[0].row_id)
+                unexpanded = "dag_run_id = ? AND task_id = ? AND map_index = -1 AND id != ?"
+                self._connection.execute(f"DELETE FROM task_instance WHERE {unexpanded}", key)
                 self.write_instances([node], element_of)
             if batch.named:
                 many("UPDATE task_instance SET element_preview = ? WHERE id = ?", batch.named)
@@ -4972,13 +4973,13 @@ class _Store:
                 many(_inserting("task_log"), rows)
 
     def _write_values(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Write rows whose last column is a value. A large one goes from where it lies to SQLite's
-        pages: as a parameter it would be copied twice before."""
+        """Write rows whose last column is a value. A large value is written straight into SQLite's
+        pages, because as a parameter it would be copied twice first."""
         small = [row for row in rows if len(row[-1]) <= _LARGE]
         self._connection.executemany(_inserting(table), small)
         for *row, value in [row for row in rows if len(row[-1]) > _LARGE]:
-            # A page that leaves the cache before its commit, and changes again, costs a second look
-            # at all that was written to the WAL after it.
+            # If a page leaves the cache before the commit and then changes again, SQLite has to
+            # read once more all that it wrote to the WAL after that page.
             self._connection.execute(f"PRAGMA cache_spill={-_CACHE // 1024}")
             query = f"{_inserting(table).removesuffix('?)')}zeroblob(?))"
             made = self._connection.execute(query, (*row, len(value)))
@@ -4987,13 +4988,13 @@ class _Store:
                     blob.write(piece)
 
     def _check_fence(self) -> None:
-        """Raises AlreadyRunning unless the run is still ours; the write lock then keeps it so."""
+        """Raise AlreadyRunning unless the run is still ours; the caller's lock then keeps it so."""
         query = "SELECT 1 FROM dag_run WHERE id = ? AND coalesce(owner, '') = ?"
         if not self._connection.execute(query, (self.run_row, self.owner)).fetchone():
             raise AlreadyRunning("another process has taken this run over, or it was deleted")
 
     def is_in_place(self) -> bool:
-        """Whether the file was neither deleted nor replaced: or what is written is lost."""
+        """Whether the file was neither deleted nor replaced; else what is written is lost."""
         with contextlib.suppress(OSError):
             return os.path.samestat(os.stat(self.path), self._opened)
         return False
@@ -5003,15 +5004,15 @@ class _Store:
     def change(
         self, run_row: int, check: Callable[[Any], object], act: Callable[..., None], *how: Any
     ) -> None:
-        """Call one of the methods below, `act`, with a run's row and `how`; before it, under the
-        same lock, `check` sees the row, and may raise."""
+        """In one transaction, call `check` with a run's row (it may raise), and then `act`, one of
+        the methods below, with the row and `how`."""
         with self.transaction():
             row = _find_run(self._connection, id=run_row)
             check(row)
             act(row, *how)
 
     def request_stop(self, row: _Row) -> None:
-        """Ask the run's owner to stop it: its loop looks for that now and then."""
+        """Ask the run's owner to stop it: the run loop looks for that now and then."""
         if row.state == "running":
             self._set_run(row.id, stop_requested=_now())
 
@@ -5044,18 +5045,18 @@ class _Store:
         execute = self._connection.execute
         with self.transaction(""):
             before = math.inf
-            # The number does not fall where the file was made without auto_vacuum.
+            # In a file that was made without auto_vacuum the number of free pages does not fall.
             while 0 < (free := execute("PRAGMA freelist_count").fetchone()[0]) < before:
-                # By `execute` Python 3.11 steps once, which frees one page.
+                # Not by `execute`, which steps once in Python 3.11, and so frees one page.
                 self._connection.executescript("PRAGMA incremental_vacuum(1000)")
-                # PASSIVE: waiting for a reader would keep others from the lock.
+                # PASSIVE, because a wait for a reader would keep others from the write lock.
                 execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
                 before = free
 
 
 def _until_unlocked(path: str, act: Callable[[], T], check: Callable[[], Any] = bool) -> T:
-    """Call `act`, again and again while somebody else holds the write lock. Raises DatabaseError.
-    `check` is called between, and may raise to end the wait."""
+    """Return what `act` gives; repeat it while somebody else holds the write lock. `check` is
+    called before each repetition, and may raise to end the wait. Raises DatabaseError."""
     deadline = _monotonic() + _LOCKED_LIMIT
     while True:
         try:
@@ -5070,8 +5071,8 @@ def _until_unlocked(path: str, act: Callable[[], T], check: Callable[[], Any] = 
 
 # --- Store: looks ---------------------------------------------------------------------------------
 
-# Each takes a connection: that of `_read`, or of a store. What is shown is cast, so that a file
-# made to harm gives texts where texts are expected.
+# A look is a function of a connection, which is that of `_read` or a store's. Columns are cast to
+# their declared types, so that a file made to harm gives texts where texts are expected.
 
 _ITS_ATTEMPTS = "task_attempt ON task_instance_id = task_instance.id"
 _ITS_LATEST = f"{_ITS_ATTEMPTS} AND task_attempt.try_number = task_instance.try_number"
@@ -5081,22 +5082,21 @@ _OF_INSTANCE = "JOIN task_instance ON task_instance.id = task_instance_id"
 _XCOMS = f"xcom {_OF_INSTANCE}"
 _ITEMS = f"xcom_item {_OF_INSTANCE}"
 _INSTANCE_KEY = "task_instance.task_id task_instance.map_index"
-_TAIL_PART = 1_000_000  # number of the part with a long log's end, written anew as it grows
+_TAIL_PART = 1_000_000  # number of the part that holds a long log's end, and is rewritten
 
 
 def _select(
     source: str, columns: str, rest: str, db: sqlite3.Connection, run_row: Any = None, **asked: Any
 ) -> list[_Row]:
-    """Rows of `source`, a table or a join, with these `columns`, or all of the table if none are
-    named; of two with one name the second is called TABLE_COLUMN. For `asked` see `_ASKED_OF`.
-
-    A column that only later versions have is None in a file that has not got it yet.
+    """Rows of `source`, a table or a join, with these `columns`, or with all columns of the table
+    if none are named. Of two with the same name the second is called TABLE_COLUMN. `asked` says
+    which rows: see `_ASKED_OF`. A column that an older file lacks is None.
     """
     names, terms = _terms(source, columns, ())
     rest, values = _asking(source, rest, dag_run_id=run_row, **asked)
     try:
         found = db.execute(f"SELECT {terms} FROM {source} {rest}", values)
-    except sqlite3.OperationalError:  # it lacks one, or the same is raised once more
+    except sqlite3.OperationalError:  # a column is missing; else this is raised again
         _, terms = _terms(source, columns, tuple(_missing_columns(db)))
         found = db.execute(f"SELECT {terms} FROM {source} {rest}", values)
     return [_Row(**dict(zip(names, row, strict=True))) for row in found]
@@ -5114,20 +5114,20 @@ def _terms(source: str, columns: str, absent: Collection[Any]) -> tuple[list[str
     return [*terms], ", ".join(terms.values())
 
 
-# What is asked by these names. Any other name is that of a column of the first table, or else of
-# the task instance, which must equal the value.
+# Conditions by the name of the argument that asks for them. Any other name is a column of the first
+# table, or else of task_instance, which must equal the argument.
 _ASKED_OF = {
-    # The plus keeps SQLite from going through all runs of the DAG: few are `running`.
+    # The plus keeps SQLite from searching all runs of the DAG, as few runs are `running`.
     "live_of": "state = 'running' AND +dag_id = ?",
-    "ended_since": "coalesce(end_date, '9999') >= ?",  # what has not ended will
+    "ended_since": "coalesce(end_date, '9999') >= ?",  # an unfinished one counts
     "begun_before": "coalesce(start_date, end_date, '9999') < ?",
     "dated_before": "logical_date < ?",
-    # Of each DAG all but so many.
+    # All runs but so many of the newest of each DAG.
     "but_newest": "id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY dag_id "
     "ORDER BY id DESC) AS place FROM dag_run) WHERE place > ?)",
-    # By run id or DAG/RUN, searched in an index: the table is ten times as large.
+    # By run id or DAG/RUN. The inner query searches an index, as the table is ten times as large.
     "named": "id IN (SELECT id FROM dag_run WHERE ? IN (run_id, dag_id || '/' || run_id))",
-    # Of a DAG, the newest that has ended, and those since.
+    # The newest run of this DAG that has ended, and all runs since.
     "latest_of": "id >= coalesce((SELECT max(id) FROM dag_run WHERE dag_id = ? AND state NOT IN "
     "('queued', 'running')), 0)",
     "not_yet": "state != ?",
@@ -5135,7 +5135,7 @@ _ASKED_OF = {
     "but_state": "task_instance.state IS NOT ?",
     "but_key": "key != ?",
     "latest_try": "(task_log.try_number = task_instance.try_number) = ?",
-    # The ends of long logs are written anew while tasks run.
+    # New parts of logs, and the ends of long logs, which are rewritten while tasks run.
     "after": f"(task_log.id > ? OR part = {_TAIL_PART})",
     "after_live": f"task_log.id > ? AND part < {_TAIL_PART}",
     "begun_since": "coalesce(task_attempt.start_date, '9999') >= ?",
@@ -5143,7 +5143,7 @@ _ASKED_OF = {
 
 
 def _asking(source: str, rest: str, limit: Any = None, **asked: Any) -> tuple[str, list[Any]]:
-    """What follows `FROM source`, and its values; of what is `asked`, None stands for anything."""
+    """The SQL that follows `FROM source`, and its parameters. An argument of None asks nothing."""
     first = source.split()[0]
     terms, values = ["true"], []
     for name, value in asked.items():
@@ -5154,7 +5154,7 @@ def _asking(source: str, rest: str, limit: Any = None, **asked: Any) -> tuple[st
     return f"WHERE {' AND '.join(terms)} {rest} LIMIT {-1 if limit is None else limit}", values
 
 
-# DAGs with their metadata; runs, newest first, and what names them.
+# DAGs with their metadata; runs, newest first; runs with only the columns that identify them.
 _select_dags = functools.partial(_select, "dag", "", "ORDER BY dag_id")
 _NEWEST_FIRST = "ORDER BY id DESC"
 _select_runs = functools.partial(_select, "dag_run", "", _NEWEST_FIRST)
@@ -5162,27 +5162,28 @@ _select_run_ids = functools.partial(_select, "dag_run", "dag_id run_id start_dat
 
 
 def _find_run(db: sqlite3.Connection, by: str = "id", **asked: Any) -> _Row | None:
-    """The run with a column's greatest value: the newest, or, by `logical_date`, the latest."""
+    """The run with the greatest value of the column `by`: the newest, or the one latest in date."""
     order = f"ORDER BY {by} DESC, id DESC"
     return next(iter(_select("dag_run", "", order, db, limit=1, **asked)), None)
 
 
 def _run_seconds(row: _Row, now: _datetime.datetime | None = None) -> float | None:
-    """How long a run took (until `now`, if it has not ended), without pauses before a resume."""
+    """The seconds that a run took (until `now` if it has not ended), without pauses before resumes.
+    None if it has not begun."""
     latest = _span(_moment(row.resumed_date or row.start_date), _moment(row.end_date) or now)
     earlier = row.seconds if row.seconds and math.isfinite(row.seconds) else 0.0
     return None if latest is None else earlier + latest
 
 
 def _select_run_counts(db: sqlite3.Connection, run_row: int) -> dict[str, int]:
-    """How many task instances of a run are in each state, or in `none`."""
+    """How many task instances of a run are in each state; `none` counts those without a state."""
     what = "coalesce(CAST(state AS TEXT), 'none'), count(*)"
     query = f"SELECT {what} FROM task_instance WHERE dag_run_id = ? GROUP BY state"
     return dict(db.execute(query, (run_row,)))
 
 
-# A run at a moment: how many instances are in each state, or "none"; the labels of those that run,
-# and for how many seconds; the seconds that it took so far, without pauses.
+# A run at one moment: the number of instances by state (or "none"); a (label, seconds) of each
+# running instance; the seconds that the run has taken so far, without pauses.
 _Snapshot = tuple[Mapping[str, int], Iterable[tuple[str, float]], float]
 
 
@@ -5191,14 +5192,14 @@ def _select_snapshot(db: sqlite3.Connection, run_row: int) -> _Snapshot:
     now, row = _utcnow(), _find_run(db, id=run_row)
     found = _select_instances(db, run_row, state="running")
     running = [(_label_of(x.task_id, x.map_index), _moment(x.start_date)) for x in found]
-    told = [(label, _span(start, now) or 0.0) for label, start in running]
-    return _select_run_counts(db, run_row), told, (row and _run_seconds(row, now)) or 0.0
+    ages = [(label, _span(start, now) or 0.0) for label, start in running]
+    return _select_run_counts(db, run_row), ages, (row and _run_seconds(row, now)) or 0.0
 
 
 def _select_histories(db: sqlite3.Connection, dag_id: Any = None) -> list[dict[str, Any]]:
-    """DAGs with the number of their runs, the newest, and when the last successful one ended."""
+    """DAGs with the number of their runs, the newest run, and the end of the last success."""
     dags = []
-    # Not one of a clock that was ahead: no later trouble would ever show.
+    # An end in the future (a clock was ahead) does not count: it would hide all later failures.
     latest = "max(CASE WHEN state = 'success' AND end_date <= ? THEN CAST(end_date AS TEXT) END)"
     query = f"SELECT count(*), {latest} FROM dag_run WHERE dag_id = ?"
     for row in _select_dags(db, dag_id=dag_id):
@@ -5211,32 +5212,32 @@ def _select_histories(db: sqlite3.Connection, dag_id: Any = None) -> list[dict[s
 _ATTEMPT_COLUMNS = " ".join(f"task_attempt.{name}" for name in [*_COLUMNS["task_attempt"]][1:])
 _INSTANCE_COLUMNS = f"""task_id map_index state try_number max_tries element_preview
     upstream_task_ids task_group_id role cleared {_ATTEMPT_COLUMNS}"""
-_BY_TASK = "ORDER BY min(id) OVER (PARTITION BY task_id), map_index"  # a resume may change indexes
+_BY_TASK = "ORDER BY min(id) OVER (PARTITION BY task_id), map_index"  # resumes move indexes
 _IN_ORDER = f"{_BY_TASK}, task_attempt.try_number"
-# A run's task instances, each with its latest attempt; with each of its attempts; these' tasks.
+# A run's task instances with their latest attempts; with each of their attempts; only the task ids.
 _select_instances = functools.partial(_select, _INSTANCES, _INSTANCE_COLUMNS, _IN_ORDER)
 _select_attempts = functools.partial(_select, _ATTEMPTS, _INSTANCE_COLUMNS, _IN_ORDER)
 _select_begun = functools.partial(_select, _ATTEMPTS, "task_id", "")
 
 
 def _select_failed(db: sqlite3.Connection, run_row: int, limit: int) -> tuple[list[_Row], int]:
-    """The first failed task instances of a run, and how many there are."""
+    """The first `limit` failed task instances of a run, and the number of all."""
     rows = _select_instances(db, run_row, state="failed", limit=limit)
     return rows, len(rows) if len(rows) < limit else _select_run_counts(db, run_row)["failed"]
 
 
-# Which there are: whole ones take ten times as long.
+# The keys and states of a run's instances: whole rows take ten times as long.
 _select_keys = functools.partial(
     _select, "task_instance", "task_id map_index state", "ORDER BY map_index"
 )
-# The stored output, in the order in which attempts began: of one try number, and `after` an id. Its
-# parts come without their texts, which may take gigabytes: see `_select_texts`.
+# The stored output, in the order in which attempts began. `_select_parts` leaves out the texts,
+# which may take gigabytes: see `_select_texts`.
 _LOGS = f"task_log {_OF_INSTANCE} LEFT JOIN task_attempt USING (task_instance_id, try_number)"
 _AS_BEGUN = "ORDER BY start_date, task_instance.id, task_log.try_number, part"
 _select_log = functools.partial(_select, _LOGS, "text task_instance.map_index", _AS_BEGUN)
 _PART_COLUMNS = f"id task_instance_id try_number part {_INSTANCE_KEY}"
 _select_parts = functools.partial(_select, _LOGS, _PART_COLUMNS, _AS_BEGUN)
-# The output of callbacks that failed: see _call_back.
+# The messages about callbacks that failed, which `_call_back` prints.
 _CALLED_BACK = """AND text LIKE '%liteflow: on!_%!_callback of % failed: %' ESCAPE '!'
     ORDER BY task_log.id DESC"""
 _select_callback_errors = functools.partial(_select, _LOGS, "text", _CALLED_BACK)
@@ -5246,7 +5247,8 @@ _select_xcoms = functools.partial(_select, _XCOMS, _XCOM_COLUMNS, f"{_BY_TASK}, 
 
 
 def _select_texts(db: sqlite3.Connection, run_row: int, parts: Iterable[_Row]) -> list[str]:
-    """The texts of some parts of logs. Not by their ids: the ends of long logs are written anew."""
+    """The texts of these parts of logs. A part is not found by its id, because that changes when
+    the end of a long log is rewritten."""
     key = "task_instance_id try_number part"
     query = f"SELECT CAST(text AS TEXT) FROM task_log WHERE {' = ? AND '.join(key.split())} = ?"
     values = map(operator.attrgetter(*key.split()), parts)
@@ -5259,7 +5261,7 @@ def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
         element element_preview takes flow role upstream_task_ids
         task_attempt.state task_attempt.start_date task_attempt.end_date task_attempt.error"""
     found = []
-    in_order = operator.attrgetter(*_terms(_INSTANCES, columns, ())[0])  # as vars() may not be
+    in_order = operator.attrgetter(*_terms(_INSTANCES, columns, ())[0])  # unlike vars()
     for row in _select(_INSTANCES, columns, "ORDER BY task_id, map_index", db, run_row):
         *own, error = in_order(row)
         found.append(_Past._make([*own, row.state is None and error == _DIED]))
@@ -5275,8 +5277,8 @@ def _select_lengths(db: sqlite3.Connection, run_row: int) -> dict[_InstanceKey, 
 def _select_valued(
     source: str, columns: str, rest: str, db: sqlite3.Connection, largest: int, **asked: Any
 ) -> list[tuple[Any, ...]]:
-    """Rows of these columns and the value, or None for one of more than `largest` bytes. A large
-    one is read from SQLite's pages: as a column it would be put together elsewhere before."""
+    """Rows of these columns and the value, which is None if it has over `largest` bytes. A large
+    value is read straight from SQLite's pages; a column would be assembled in memory first."""
     table, (_, terms) = source.split()[0], _terms(source, columns, ())
     rest, values = _asking(source, rest, **asked)
     value = f"{table}.rowid, length(value), CASE WHEN length(value) <= ? THEN value END"
@@ -5297,7 +5299,7 @@ def _select_values(
     order = "ORDER BY map_index" if "task_id" in asked else "ORDER BY task_instance.id, key"
     which, columns = {"dag_run_id": run_row, **asked}, f"{_INSTANCE_KEY} key"
     found = _select_valued(_XCOMS, columns, order, db, largest, **which)
-    # As _BY_TASK, for which SQLite would copy all the values: 1 GB each, at worst.
+    # The order of _BY_TASK, made here because SQLite would copy all values, of up to 1 GB, for it.
     first: dict[str, int] = {}
     return sorted(found, key=lambda row: (first.setdefault(row[0], len(first)), row[1]))
 
@@ -5305,14 +5307,15 @@ def _select_values(
 def _select_item(
     db: sqlite3.Connection, run_row: int, task_id: str, item: int, largest: int = _ROW_LIMIT
 ) -> bytes | None:
-    """The pickle of an element of a result, if the elements are stored apart."""
+    """The pickle of one element of a result; None if its elements are not stored apart."""
     which = {"dag_run_id": run_row, "task_id": task_id, "map_index": -1, "item": item}
     found = _select_valued(_ITEMS, "item", "", db, largest, **which)
     return next((value for _, value in found), None)
 
 
 def _select_item_previews(db: sqlite3.Connection, run_row: int, task_id: str) -> dict[int, str]:
-    """Previews of the elements of a result that others expand over, by index."""
+    """Previews of what others expand over, by index: of a result's elements, or of the results of a
+    mapped task's instances."""
     items = _select(_ITEMS, "item preview", "", db, run_row, task_id=task_id)
     xcoms = [] if items else _select_xcoms(db, run_row, task_id=task_id, key="return_value")
     return {x.item: x.preview for x in items} or {x.map_index: x.preview for x in xcoms}
@@ -5329,7 +5332,7 @@ def _count_elsewhere(db: sqlite3.Connection, run_row: int, dag_id: str, task_id:
 
 
 def _last_part(db: sqlite3.Connection, instance_row: int, try_number: int) -> int:
-    """The number of the last part of an attempt's log, but for its tail; 0 if there is none."""
+    """The number of the last part of an attempt's log, the tail part aside; 0 if there is none."""
     which = {"task_instance_id": instance_row, "try_number": try_number, "after_live": 0}
     return max((row.part for row in _select("task_log", "part", "", db, **which)), default=0)
 
