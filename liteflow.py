@@ -5342,16 +5342,17 @@ def _last_part(db: sqlite3.Connection, instance_row: int, try_number: int) -> in
 import pickle  # noqa: E402 - here, since no other section may use it
 
 _PREVIEW = 80  # characters of a value's preview
-_VALUE_LIMIT = _ROW_LIMIT - 100_000  # bytes; the rest of its row has to fit, too
+_VALUE_LIMIT = _ROW_LIMIT - 100_000  # bytes; the rest of its row must fit into _ROW_LIMIT, too
 
 _NOT_PICKLED = (pickle.PicklingError, AttributeError, TypeError)  # what pickle itself raises
 
 _dump = functools.partial(pickle.dumps, protocol=5)
-_OFTEN_EMPTY = {"params": _Params, "_upstream": dict, "_downstream": dict}  # each task has its own
+# Attributes that are not sent to a worker if they are empty: it makes them anew for each task.
+_OFTEN_EMPTY = {"params": _Params, "_upstream": dict, "_downstream": dict}
 
 
 class _Pieces(_Record):
-    """A large value's pickle in pieces: the bytes in the value are among them, not copied."""
+    """The pickle of a large value, in pieces: some are the value's own bytes, not copied."""
 
     pieces: Sequence[bytes]
 
@@ -5367,10 +5368,10 @@ def _pieces_of(value: bytes | _Pieces) -> Sequence[bytes]:
 
 
 def _dump_in_pieces(value: Any) -> bytes | _Pieces:
-    """The same as `_dump`; of a large value in pieces."""
+    """Pickle a value like `_dump`, a large one in pieces."""
     made: list[bytes] = []
 
-    def write(piece: Any) -> None:  # what may change, even in this call, is copied as it lies
+    def write(piece: Any) -> None:  # bytes() copies what may change later, not bytes
         made.append(bytes(piece.raw() if isinstance(piece, pickle.PickleBuffer) else piece))
 
     pickle.Pickler(types.SimpleNamespace(write=write), 5).dump(value)
@@ -5378,24 +5379,24 @@ def _dump_in_pieces(value: Any) -> bytes | _Pieces:
 
 
 def _load(data: bytes, script: str | None = None, whose: str = "") -> Any:
-    """The value of a pickle (`whose`: that this task stored). Classes of the `script` come from
-    whatever is `__main__` here, or from a module of its file. Raises an AttributeError, or
-    ImportError, that names what is not here."""
-    if len(data) < 1000 and pickle.STACK_GLOBAL not in data:  # it names nothing
+    """Unpickle a value, which the task `whose` stored, if given. Classes of the `script` that
+    stored it are looked for in this process's `__main__`, then in the module of that file. Raises
+    AttributeError or ImportError, which names what is not here."""
+    if len(data) < 1000 and pickle.STACK_GLOBAL not in data:  # it names no class or function
         return pickle.loads(data)
     unpickler = _Unpickler(io.BytesIO(data))
     unpickler.script = script
     try:
         return unpickler.load()
-    except Exception as error:  # unpickling runs the value's own code, of which no frame may tell
+    except Exception as error:  # unpickling runs the value's own code; no frame may show that
         if whose:
-            remedy = f"mend its class, or make it again (--from {whose})"
+            remedy = f"mend its class, or run the task again (--from {whose})"
             error.add_note(f"raised as a value of task {whose!r} was unpickled: {remedy}")
         raise
 
 
 def _is_script(module: str) -> bool:
-    """Whether it is the running script, as others import it: its classes are here already."""
+    """Whether others import the running script by this name; `__main__` has its classes already."""
     if module in sys.modules:
         return False
     path, name = _script()
@@ -5406,16 +5407,16 @@ class _Unpickler(pickle.Unpickler):
     script: str | None = None
 
     def find_class(self, module: str, name: str) -> Any:
-        if name == "_of_job" and module == __name__:  # at once: it is in most tasks' arguments
+        if name == "_of_job" and module == __name__:  # a shortcut: most tasks' arguments have it
             return _of_job
         module = "__main__" if _is_script(module) else _module_name(module)
         try:
             return super().find_class(module, name)
         except (AttributeError, ImportError) as error:
             what = f"needs {module}.{name}, which is not here ({error})"
-            remedy = "bring it back, or make again what a task stored (--from that task)"
+            remedy = "bring it back, or run the task that stored the value again (--from TASK)"
             if module == "__main__":
-                for dag in [*_built.values()]:  # a program may have imported it, by its name
+                for dag in [*_built.values()]:  # a program may have imported the script by its name
                     if dag.fileloc and dag.fileloc == self.script:
                         with contextlib.suppress(AttributeError, ImportError):
                             return super().find_class(dag._module, name)
@@ -5427,18 +5428,19 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Call(_Record):
-    """A task's arguments on their way to a worker: pickled, and the results they take."""
+    """A task's pickled arguments on their way to a worker, and the results that they take."""
 
     data: bytes
     takes: frozenset[tuple[str, str]]  # (task_id, key)
-    constants: Sequence[Sequence[_Call]] = ()  # those that it is expanded over, by element
+    constants: Sequence[Sequence[_Call]] = ()  # of each argument it is expanded over, by element
 
 
 _NO_CALL = _Call(_dump(((), {})), frozenset())
 
 
 def _dump_call(task: BaseOperator) -> _Call:
-    """A task's arguments, results in them as look-ups. Raises UnreachableTask for what can't go."""
+    """Pickle a task's arguments, with look-ups in place of results. Raises UnreachableTask for an
+    argument that can't be sent to a worker."""
     args, kwargs = task._arguments()
     call = _NO_CALL
     if args or kwargs:
@@ -5448,7 +5450,7 @@ def _dump_call(task: BaseOperator) -> _Call:
     constants = []
     for name, source in task._mapping.sources.items():
         values, what = source, name or "element"
-        if isinstance(source, _Mappable):  # not used before it is filled in, in a worker: too late
+        if isinstance(source, _Mappable):  # check a fillvalue now: a worker would be too late
             values = [x._by for x in source._parts("zip") if x._by is not ...]
             what = "fillvalue"
         constants.append([_dump_taking(task, x, {what: x}) for x in values])
@@ -5456,26 +5458,27 @@ def _dump_call(task: BaseOperator) -> _Call:
 
 
 def _dump_taking(task: BaseOperator, value: Any, named: Mapping[Any, Any]) -> _Call:
-    """Pickle arguments, and note what they take. Raises UnreachableTask for one that can't be."""
+    """Pickle `value`, which holds the arguments `named`, and note which results they take. Raises
+    UnreachableTask for an argument that can't be pickled."""
     results: list[XComArg[Any]] = []
     token = _pickling.set((task, results))
     try:
         data = _dump(value)
     except Exception:  # it runs the arguments' own code
-        why = _unpicklable("argument", named, "hand over plain data, or make it there")
+        why = _unpicklable("argument", named, "pass plain data, or make it in the task")
         raise UnreachableTask(f"task {task.task_id!r}: {why}") from None
     finally:
         _pickling.reset(token)
     for result in results:
         if result.operator.task_id not in task._upstream:
             what = f"task {task.task_id!r}: the result of {result.operator.task_id!r}"
-            why = "only lists, tuples, sets and dicts are searched, as the task is made"
+            why = "only lists, tuples, sets and dicts are searched, when the task is made"
             raise UnreachableTask(f"{what} is inside an object, or was put in later: {why}")
     return _Call(data, frozenset((x.operator.task_id, x.key) for x in results))
 
 
 def _unpicklable(kind: str, named: Mapping[Any, Any], remedy: str) -> str:
-    """Which argument, or setting, can't be pickled, and what to do, for people."""
+    """A message that names the argument or setting (`kind`) that can't be pickled, and a remedy."""
     for name, value in named.items():
         try:
             _dump(value)
@@ -5486,9 +5489,9 @@ def _unpicklable(kind: str, named: Mapping[Any, Any], remedy: str) -> str:
 
 
 def _dump_settings(task: BaseOperator) -> bytes:
-    """What a worker has to know of a task of which it finds only the function or class, by name.
-    The task's id is not in it: tasks that differ in nothing else share it."""
-    late = task._arguments()[1]  # these hold results, and come with its arguments
+    """Pickle the settings of a task, for a worker that finds only its function or class, by name.
+    The task's id is left out, so that tasks which differ in nothing else share one pickle."""
+    late = task._arguments()[1]  # settings that hold results are sent with the task's arguments
     if isinstance(task, _FunctionOperator):
         known = {*task._known_settings, "_upstream", "_downstream", "_conditions", "_map_functions"}
         late = late.get(_LATE, {})
@@ -5505,7 +5508,8 @@ def _dump_settings(task: BaseOperator) -> bytes:
 
 
 def _dump_for_worker(what: str, own: Mapping[str, Any], settings: Any) -> bytes:
-    """Pickle what a task, or a DAG, was given. Raises UnreachableTask for what no worker has."""
+    """Pickle the settings of `what`, a task or DAG; `own` has them by name. Raises UnreachableTask
+    for one that can't be pickled, or that a worker could not import."""
     remedy = "build the DAG at the top level of its module"
     named = {**own, **own.get("_in_partial", {}), "_in_partial": None}
     try:
@@ -5515,7 +5519,7 @@ def _dump_for_worker(what: str, own: Mapping[str, Any], settings: Any) -> bytes:
     for name, value in named.items():
         functions = [x for x in _leaves(value) if isinstance(x, types.FunctionType)]
         for code in [x.__code__ for x in functions if x.__module__ == "__main__"]:
-            # A worker that is forked would have it; it is refused all the same, as elsewhere.
+            # A forked worker would have it. It is refused all the same: no DAG may depend on forks.
             if _is_below_guard(code.co_filename, code.co_firstlineno):
                 why = f"setting {name!r}, a function, stands below the main guard"
                 raise UnreachableTask(f"{what}: {why}: {remedy}")
@@ -5523,8 +5527,8 @@ def _dump_for_worker(what: str, own: Mapping[str, Any], settings: Any) -> bytes:
 
 
 def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
-    """What each instance of a mapping is mapped over, as digests: of constants by their value, of
-    results by their index, of equal ones by their occurrence."""
+    """A digest of what each instance is expanded over: of a constant's value, or of the index of a
+    result's element. Equal digests are told apart by their occurrence."""
 
     @functools.cache
     def constant(name: str | None, index: int) -> bytes:
@@ -5535,7 +5539,7 @@ def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
 
     seen: collections.Counter[str] = collections.Counter()
     keys = []
-    names = len(mapping.sources) > 1  # one alone may be renamed
+    names = len(mapping.sources) > 1  # a single argument may be renamed
     for i in range(mapping.count(known)):
         parts = sorted(
             f"{name} ".encode() * names
@@ -5552,19 +5556,19 @@ def _canonical(value: Any) -> bytes:
     """Bytes that are the same for equal plain data in every process. Raises what pickling does."""
     kind = type(value)
     if kind in (str, bytes, bool, int, float, complex, type(None)):
-        return f"{kind.__name__} {value!r}".encode()  # in a repr no surrogate is left
+        return f"{kind.__name__} {value!r}".encode()  # a repr has no surrogates
     if kind in _CONTAINERS:
         parts = map(_canonical, value.items() if kind is dict else value)
         ordered = parts if kind in (list, tuple) else sorted(parts)
         return b"%s(%s)" % (kind.__name__.encode(), b",".join(ordered))
     if isinstance(value, XComArg):
         return f"result {value.operator.task_id} {value.key}".encode()
-    # One with more to it (an upload with its target, say) is not its path alone.
+    # A user's PathLike may be more than its path (an upload with its target, say).
     if isinstance(value, os.PathLike) and kind.__module__.partition(".")[0] == "pathlib":
         return b"path " + os.fsencode(value)
     if isinstance(value, enum.Enum):
-        return f"enum {_lasting_name(kind)}.{value.name or value.value}".encode()  # some flags
-    if hasattr(kind, "__dataclass_fields__"):  # an InitVar is among these, but no attribute
+        return f"enum {_lasting_name(kind)}.{value.name or value.value}".encode()  # unnamed flags
+    if hasattr(kind, "__dataclass_fields__"):  # these include an InitVar, which is no attribute
         names = [name for name in kind.__dataclass_fields__ if hasattr(value, name)]
         return _lasting_name(kind).encode() + _canonical({n: getattr(value, n) for n in names})
     data = io.BytesIO()
@@ -5573,7 +5577,7 @@ def _canonical(value: Any) -> bytes:
 
 
 def _lasting_name(value: Any) -> str:
-    """The name of a class or function, with its module's: the script's as who imports it has it."""
+    """The name of a class or function with its module; a script goes by its name as a module."""
     module = value.__module__ or ""
     if _module_name(module) == "__main__":
         path, name = _script()
@@ -5583,7 +5587,7 @@ def _lasting_name(value: Any) -> str:
 
 @functools.cache
 def _name_in_package(path: str) -> str:
-    """The module's name of a script's file: with the packages that it lies in."""
+    """The name by which a script's file is imported, with the packages that it lies in."""
     file = pathlib.Path(path)
     in_package = itertools.takewhile(lambda x: (x / "__init__.py").is_file(), file.parents)
     return ".".join(reversed([file.stem, *(folder.name for folder in in_package)]))
@@ -5591,14 +5595,14 @@ def _name_in_package(path: str) -> str:
 
 class _CanonicalPickler(pickle.Pickler):
     def persistent_id(self, value: Any) -> str | bytes | None:
-        """What to write for a set, whose order differs by process, and for a class or function."""
+        """What replaces a set, whose order differs by process, a class or a function; else None."""
         if isinstance(value, (type, types.FunctionType)):
             return _lasting_name(value)
         return _canonical(value) if type(value) in (set, frozenset) else None
 
 
 def _of_job(name: str, *arguments: Any) -> Any:
-    """What a placeholder stands for in this execution; called by unpickling the arguments."""
+    """What a placeholder stands for in this execution; called as the arguments are unpickled."""
     execution = _running_execution()
     found = getattr(execution, name)(*arguments)
     execution.results.append(found)
