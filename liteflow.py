@@ -5629,18 +5629,18 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 # --- Worker: everything here runs where a task runs; finding the task -----------------------------
 
-_INLINE = 16 * 1024  # bytes of a value, or of output, that travel in a message; more goes apart
+_INLINE = 16 * 1024  # bytes of a value, or of output, up to which a message contains it
 _ERROR_LIMIT = 64 * 1024  # characters of a traceback that are kept
-_REASON_LIMIT = 300  # characters of what an exception says, in its reason
-_SUGGESTED = r"(\. .*)?"  # what Python (3.12) adds to the reason, where it has an idea
+_REASON_LIMIT = 300  # characters of an exception's message that its reason keeps
+_SUGGESTED = r"(\. .*)?"  # what Python may add to a reason: ". Did you mean: 'x'?", say
 _MAP_LIMIT = 1024  # elements of a result that others expand over (Airflow's max_map_length)
 _UNGUARDED = 78  # exit code of a worker whose script calls run() as it is imported
-_WORKER_MARK = "liteflow-worker-"  # with which the names of worker processes begin
+_WORKER_MARK = "liteflow-worker-"  # the names of worker processes begin with it
 
-_own_identity = _file_identity(__file__)  # as this module was imported
-_environ = os.environ  # a task may put something else in its place
+_own_identity = _file_identity(__file__)  # when this module was imported
+_environ = os.environ  # kept, because a task may replace os.environ
 _is_forked = False  # whether this is a worker, forked with all that the scheduler had in memory
-# Of tasks to find: the id, the function's or class's name, whether that is enough to find it.
+# Tasks to find: task id, name of the function or class, whether that name alone will do.
 _References = Sequence[tuple[str, str, bool]]
 
 
@@ -5649,28 +5649,28 @@ class _WorkerRun:
 
     def __init__(self, info: dict[str, Any], dag: Any = None) -> None:
         self.info, self.dag = info, dag
-        self._previous: Any = False  # until it was looked for
+        self._previous: Any = False  # False: not looked up yet
         self._tasks: dict[str, BaseOperator] = {}
-        self._resolve = functools.cache(_resolve)  # many tasks may be of one function
+        self._resolve = functools.cache(_resolve)  # many tasks may have the same function
 
     def import_dag(self) -> None:
         """Import the module that builds the DAG, if one does. Raises what importing raises."""
         module, dag_id, number = self.info["key"]
-        # multiprocessing imports __main__; what was loaded by its path alone may be in no module.
+        # multiprocessing imports __main__ itself; "" means that no module's import built the DAG.
         if module not in ("", "__main__") and not (_is_forked and module in sys.modules):
             path, file = self.info["module_path"], self.info["fileloc"]
             if path is None and file and file.endswith(".py") and os.access(file, os.F_OK):
-                path = file  # else its functions may be found all the same
+                path = file  # if that is gone, its functions may still be found by name
             _import(module, path)
         found = _built.get((module, dag_id, number))
         if found is None or _is_inherited(module, found.fileloc, found._line):
-            found = Dag(dag_id)  # for one that no import builds: an empty one, for this run alone
+            found = Dag(dag_id)  # no import builds it: an empty one stands in, for this run alone
         self.dag = found
 
     @functools.cached_property
     def edited(self) -> str | None:
-        """What to say where this process has another version of the DAG's file than the scheduler:
-        it was edited between the two imports."""
+        """A message if this process has imported another version of the DAG's file than the
+        scheduler, because the file was edited in between; else None."""
         path, identity = self.info["fileloc"], self.info["identity"]
         own = identity and (self.dag._identity or _file_identity(path))
         if (_is_forked and self.info["module_path"]) or own in (identity, None):
@@ -5678,12 +5678,12 @@ class _WorkerRun:
         return f"{path} was edited: this worker has another version than the program that runs it"
 
     def previous_success(self) -> DagRun | None:
-        """The DAG's run of the latest earlier date that succeeded; None if there is none, or no
-        database to look into. It is looked for once."""
+        """The successful run of the DAG with the latest earlier date; None if there is none, or no
+        database to look into. It is looked up once."""
         path, when = self.info["db_path"], self.info["logical_date"]
         if self._previous is False:
             which = {"dag_id": self.info["dag_id"], "state": "success", "dated_before": when}
-            with contextlib.suppress(DatabaseError):  # most tasks do not ask for it
+            with contextlib.suppress(DatabaseError):  # few tasks use it: the others must not fail
                 row = _read(path, _find_run, "logical_date", **which) if path and when else None
                 self._previous = row and DagRun(row, path)
         return self._previous or None
@@ -5692,24 +5692,24 @@ class _WorkerRun:
         """Give the process the environment, time zone and directory that run() was called in."""
         os.environ = _environ  # noqa: B003 - the very object
         now, wanted = vars(os.environ)["_data"], self.info["environ"]
-        if now != wanted:  # what is the same is left: it may have a name that can't be set
+        if now != wanted:  # equal variables are left alone: one may have a name that can't be set
             for name in now.keys() - wanted:
                 del os.environb[name]
             os.environb.update(wanted.items() - now.items())
-            time.tzset()  # what has set another TZ may have done so
-        with contextlib.suppress(OSError):  # it may be gone for run() as well
+            time.tzset()  # a task that has set another TZ may have called it
+        with contextlib.suppress(OSError):  # somebody may have removed the directory
             os.chdir(self.info["cwd"])
 
     def find(self, task_id: str, function: str, settings: _Settings) -> BaseOperator:
-        """The DAG's task or, where `settings` are given and the import builds none, one that is
-        made of them and the function, or class, of this name. Raises UnreachableTask."""
+        """The task of this id in the DAG. If the import has built none and there are `settings`, it
+        is made of them and of the `function`, or class, of this name. Raises UnreachableTask."""
         if task_id in self._tasks:
             return self._tasks[task_id]
         task: Any = self._in_dag(task_id, function)
         if task is None:
             named = self._resolve(function)
             if named is None or settings is None:
-                raise UnreachableTask(f"task {task_id!r} is not here: no {function} is found")
+                raise UnreachableTask(f"task {task_id!r} is not found here, nor is {function}")
             (kind, own), of_dag = map(_load, settings)
             is_class = isinstance(named, _OperatorType)
             made_of: Any = named if is_class else _decorated(kind) if kind else _FunctionOperator
@@ -5727,7 +5727,7 @@ class _WorkerRun:
 
     def find_all(self, references: _References) -> tuple[Any, ...]:
         """Ids of the tasks that can't be found here, and of those found by function name alone."""
-        unbuilt = [each for each in references if self._in_dag(*each[:2]) is None]
+        unbuilt = [task for task in references if self._in_dag(*task[:2]) is None]
         named = {task_id for task_id, name, by_name in unbuilt if by_name and self._resolve(name)}
         return [task_id for task_id, *_ in unbuilt if task_id not in named], named
 
@@ -5745,14 +5745,14 @@ def _full_name(function: Any) -> str:
 def _import(module: str, path: str | None) -> None:
     """Import the module as the scheduler has it: by its name, or else from its file."""
     spec = None
-    with contextlib.suppress(ImportError, ValueError):  # or a module without a spec is in the way
+    with contextlib.suppress(ImportError, ValueError):  # ValueError: it is loaded without a spec
         spec = importlib.util.find_spec(module)
-    elsewhere = path is not None and not os.access(path, os.F_OK)  # it is another machine's
+    elsewhere = path is not None and not os.access(path, os.F_OK)  # a path of another machine
     origin, wanted = (p and os.path.realpath(p) for p in (spec and spec.origin, path))
     if spec is not None and (elsewhere or origin == wanted):
         importlib.import_module(module)
     elif elsewhere:
-        raise ImportError(f"no module {module!r} is found where the tasks are to run, nor {path}")
+        raise ImportError(f"there is neither a module {module!r} nor {path} where the tasks run")
     elif path is not None:
         spec = importlib.util.spec_from_file_location(module, path)
         if spec is None or spec.loader is None:
@@ -5762,12 +5762,12 @@ def _import(module: str, path: str | None) -> None:
 
 
 def _name_as_main(owner: Any) -> None:
-    """Let the script's functions and classes (or those of a class) say that they are `__main__`'s,
-    as where it runs: joblib, Spark and their like pickle such ones whole for processes of their
-    own, in which nobody could import `__mp_main__`."""
+    """Rename the module of the functions and classes of `owner`, the script or a class of it, from
+    `__mp_main__` to `__main__`. Then joblib, Spark and their like pickle them whole for processes
+    of their own, which could not import `__mp_main__`."""
     for value in [*vars(owner).values()]:
         value = value.__func__ if type(value) in (classmethod, staticmethod) else value
-        kind = type(value)  # without a look into a proxy
+        kind = type(value)  # unlike isinstance(), that does not look into a proxy
         if issubclass(kind, (type, types.FunctionType)) or kind.__name__ == "TypeVar":
             with contextlib.suppress(Exception):  # a metaclass is the user's code
                 if value.__module__ == "__mp_main__":
@@ -5776,7 +5776,7 @@ def _name_as_main(owner: Any) -> None:
 
 
 def _resolve(function: str) -> Callable[..., Any] | None:
-    """The function of this `module:qualname`; what `@task` made of it is looked through."""
+    """The function or class of this `module:qualname`, without what `@task` made of it; or None."""
     module, _, name = function.partition(":")
     try:
         found: Any = operator.attrgetter(name)(importlib.import_module(module))
@@ -5791,26 +5791,26 @@ def _resolve(function: str) -> Callable[..., Any] | None:
 
 
 def _is_inherited(module: str, path: str | None, line: int) -> bool:
-    """Whether this worker was forked with something that a worker which imports the module would
-    not have: what is defined while a script is the main one, say."""
+    """Whether this worker has something, defined at this line, only because it was forked: a worker
+    that imports the module would not have it (it stands below the main guard, say)."""
     absent = module not in sys.modules
     return _is_forked and (absent or (module == "__main__" and _is_below_guard(path or "", line)))
 
 
 def _is_below_guard(path: str, line: int) -> bool:
-    """Whether a line of a script runs only where that is the main one: the last statement above it
+    """Whether a line of a script runs only if the script is `__main__`: the last statement above it
     that begins at the margin is like `if __name__ == "__main__":`."""
-    path = path if os.path.isfile(path) else os.devnull  # a pipe was read, and may block
+    path = path if os.path.isfile(path) else os.devnull  # reading a pipe again may block
     found = _guarded_lines(path, _file_identity(path))
     return found[min(line, len(found) - 1)]
 
 
 @functools.lru_cache(1)
 def _guarded_lines(path: str, identity: object) -> list[bool]:
-    """Of line 0 and all lines of a file, which are so; once for all of its functions."""
+    """For line 0 and each line of a file: whether a main guard is above. Cached by `identity`."""
     found = [False]
     with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
-        # A form feed ends no line for Python, and one before a line is no margin.
+        # For Python a form feed ends no line, and is no indentation.
         for text in file.read().replace("\f", "").split("\n"):
             is_margin = text[:1].strip() and text[0] not in "#)]}\"'"
             found.append(text.startswith("if ") and "__name__" in text if is_margin else found[-1])
@@ -5820,12 +5820,12 @@ def _guarded_lines(path: str, identity: object) -> list[bool]:
 # --- Worker: one attempt --------------------------------------------------------------------------
 
 
-# Of a task that is found by its function's name alone: its own, and its DAG's, as pickles.
+# The pickled settings of a task that is found by its function's name alone, and those of its DAG.
 _Settings = tuple[bytes, bytes] | None
 _running: contextvars.ContextVar[_Execution] = contextvars.ContextVar("liteflow_running")
 _here: list[_Execution] = []  # what runs in the main thread, the innermost last
-# The instruction that suspends a generator, up to Python 3.12; to import `opcode`, a task may have
-# left no file descriptor, or no user who may read it.
+# The instruction that suspends a generator, up to Python 3.12. Importing `opcode` may fail, because
+# the task has used up all file descriptors, or has become a user who may not read the file.
 _YIELD_VALUE = 86 if sys.version_info < (3, 12) else 150
 
 
@@ -5842,11 +5842,11 @@ class _Job(_NamedTuple):
     # (map_index, pickle) of XComs by (task_id, key); None in place of a large pickle.
     inputs: Mapping[tuple[str, str], Sequence[tuple[int, bytes | None]]]
     timeout: float | None  # seconds
-    holds: bool = False  # after it the worker waits for word: callbacks may be due
+    holds: bool = False  # the worker waits afterwards, because callbacks may be due
     feeds: bool = False  # others expand over its result
-    elements: Sequence[tuple[str | None, tuple[Any, ...]]] = ()  # what it is mapped over
-    in_group: bool = False  # it is its group that is mapped over them
-    pokes: int = 0  # of a sensor, before this one
+    elements: Sequence[tuple[str | None, tuple[Any, ...]]] = ()  # what it is expanded over
+    in_group: bool = False  # not the task, but its group, is expanded over them
+    pokes: int = 0  # how many pokes of a sensor came before
     waited: float = 0.0  # seconds since the first poke
 
 
@@ -5856,23 +5856,23 @@ class _Outcome(_NamedTuple):
     status: str  # see _Plan.finish
     error: str | None
     xcoms: Sequence[_XComRow] = ()
-    items: Sequence[_ItemRow] = ()  # of what others expand over
+    items: Sequence[_ItemRow] = ()  # elements of a result that others expand over
     note: Mapping[str, Any] = {}  # what the plan must know of the result
     start: float | None = None  # by time.time()
     took: float = 0.0  # seconds
     until: float = 0.0  # when it ended, by monotonic()
     terminated: bool = False  # it was told to end
     spoilt: str | None = None  # why its worker must not get another job
-    held: bool = False  # its worker waits for word
+    held: bool = False  # its worker waits, for callbacks or to be let go
     log_end: int = 0  # where its output ends in its worker's log
-    output: bytes | None = None  # None: it is long; read the log
-    unasked: bool = False  # it was told to end, but not by its runner
+    output: bytes | None = None  # None: it is too long, and is read from the log
+    unasked: bool = False  # somebody other than the runner told it to end
 
 
 class _Execution:
     """The attempt that runs here now."""
 
-    is_over = False  # its outcome is told, and only callbacks are left
+    is_over = False  # its outcome was reported, and only callbacks are left
 
     def __init__(self, run: _WorkerRun, job: _Job) -> None:
         self.run, self.job = run, job
@@ -5890,13 +5890,13 @@ class _Execution:
         self.given: tuple[tuple[Any, ...], dict[str, Any]] | None = None  # see `arguments`
 
     def forget_failure(self) -> None:
-        """An exception and the frames that it left hold each other: else all that a failed task had
-        in memory would stay until Python looks for such circles, its retries' beside it."""
+        """Release the exception and its frames, which hold each other. Else all that a failed task
+        had in memory would stay until Python collects cycles, and its retries' memory beside it."""
         if self.exception is None:
             return
         for frame, _ in traceback.walk_tb(self.exception.__traceback__):
-            # Up to Python 3.12, to clear a suspended generator or coroutine would end it, though it
-            # may serve others (it passes on what it has caught): such a frame stands at a yield.
+            # Up to Python 3.12, clearing the frame of a suspended generator or coroutine ends it,
+            # though it may serve others (it only passed the exception on). It stands at a yield.
             if sys.version_info >= (3, 13) or frame.f_code.co_code[frame.f_lasti] != _YIELD_VALUE:
                 with contextlib.suppress(RuntimeError):  # it runs, or is suspended
                     frame.clear()
@@ -5922,7 +5922,7 @@ class _Execution:
         return self.given
 
     def element(self, source: tuple[Any, ...]) -> Any:
-        """An element that the task is expanded over, from the plain data that `_element` gives."""
+        """An element that the task is expanded over; `source` is the plain data of `_element`."""
         match source:
             case "constant" | "value", data, *whose:
                 return self.loaded(data, *whose)
@@ -5937,15 +5937,16 @@ class _Execution:
                 [(_, data)] = self.xcoms(task_id, "return_value", i)
                 return self.loaded(data, task_id)
         _, task_id, i = source  # "item", of a result that is a list, tuple or dict
-        here = self.run.info["db_path"] is not None  # else it was looked for before the job left
-        if here and (data := self._look(_select_item, task_id, item=i)) is not None:
+        # Without a database, the scheduler has looked for the item before it sent the job.
+        is_local = self.run.info["db_path"] is not None
+        if is_local and (data := self._look(_select_item, task_id, item=i)) is not None:
             return self.loaded(data, task_id)
-        # When it was stored, no task expanded over it: only the whole is there.
+        # No task expanded over the result when it was stored: so only the whole is there.
         whole = self.loaded(dict(self.xcoms(task_id, "return_value"))[-1], task_id)
         return (list(whole.items()) if isinstance(whole, dict) else whole)[i]
 
     def elements(self, how: str, by: Any, *sources: Any) -> list[Any]:
-        """What `map`, `zip` or `concat` (`how`) of results gives, with a function or fillvalue."""
+        """The list that `map`, `zip` or `concat` (`how`) makes, `by` a function or fillvalue."""
         given = [getattr(self, look)(*arguments) for look, *arguments in sources]
         some = [() if x is None else x for x in given]  # no `or`: an array is not true
         each = [list(x.items()) if isinstance(x, dict) else x for x in some]
@@ -5965,7 +5966,7 @@ class _Execution:
 
     def param(self, name: str, *default: Any) -> Any:
         """The value of an argument of a @dag function, or of `dag.param`."""
-        params = self.run.info["params"]  # what conf gives is in there
+        params = self.run.info["params"]  # conf has been merged in
         if name not in params and not default:
             raise AirflowException(f"param {name!r} has no value: set a default, or pass conf")
         return _plain_copy(params[name]) if name in params else default[0]
@@ -5991,8 +5992,8 @@ class _Execution:
         return self._values[task_id, key]
 
     def sequence(self, task_id: str, key: str, plain: bool) -> Any:
-        """The values of a mapped task's instances, without those that stored none; `plain`, of a
-        mapped group's task, as Airflow has it: none, the bare one, or a list."""
+        """The values that a mapped task's instances stored, in order. `plain` gives them as Airflow
+        gives those of a task in a mapped group: None, the only value, or a list."""
         load = functools.partial(_load, script=self.run.info["fileloc"], whose=task_id)
         found = _Results([data for _, data in self.xcoms(task_id, key)], load)
         if plain:
@@ -6000,15 +6001,15 @@ class _Execution:
         return found
 
     def xcoms(self, task_id: str, key: str, index: int | None = None) -> Sequence[tuple[int, Any]]:
-        """(map_index, pickle) of a task's XComs of one key, own pushes too: of an index, or all."""
+        """(map_index, pickle) of a task's XComs of one key, at one index or all, own pushes too."""
         if task_id == self.task_id and key in self.pushed:
             return [(self.map_index, bytes(self.pushed[key][-1]))]
         if task_id == self.task_id and self.map_index < 0:
             return []
         if self.run.info["db_path"] is None and task_id in self.task._upstream:
-            came = self.job.inputs.get((task_id, key), ())  # all of them, with the job
-            if came is not None:
-                return [x for x in came if index in (None, x[0])]
+            inputs = self.job.inputs.get((task_id, key), ())  # they came with the job
+            if inputs is not None:
+                return [x for x in inputs if index in (None, x[0])]
         found = self._look(_select_values, task_id, key=key, map_index=index)
         return [(i, data or b"") for _, i, _, data in found]
 
@@ -6016,21 +6017,21 @@ class _Execution:
         """What a look finds of a task of this run. Raises AirflowException on another machine."""
         path, row = self.run.info["db_path"], self.run.info["run_row"]
         if path is None:
-            why = "a foreign executor's workers get only those of direct upstream tasks, and of "
-            why += "what they are mapped over only their element"
-            raise AirflowException(f"the values of {task_id!r} can't be had here: {why}")
+            why = "a foreign executor's workers get only those of direct upstream tasks, and only "
+            why += "their own element of what they are expanded over"
+            raise AirflowException(f"the values of {task_id!r} can't be read here: {why}")
         return _read(path, select, row, most=_ROW_LIMIT, task_id=task_id, **which)
 
     @property
     def context(self) -> Context:
         """The task's context: a dict with Airflow's keys."""
-        # No cached_property, whose lock (up to Python 3.11) a worker that is forked finds held.
+        # No cached_property: up to Python 3.11 it has a lock, which a forked worker may find held.
         if self._context is not None:
             return self._context
         info, task = self.run.info, self.task
         run, ti, previous = _dag_run_of(info), _running_instance(self), self.run.previous_success()
         own = _resolved(f"task {task.task_id!r}: ", task.params, info["conf"])
-        when = run.logical_date or _utcnow()  # it has one, unless its row was tampered with
+        when = run.logical_date or _utcnow()  # a run has one, unless its row was tampered with
         self._context = {
             **dict.fromkeys(_NOT_HERE),
             **{key: getattr(previous, name, None) for key, name in _OF_BEFORE.items()},
@@ -6054,7 +6055,7 @@ class _Execution:
 
 
 class _Results(_Record, Sequence[Any]):
-    """What a reduce gets: the results of a mapped task, in order of map_index, loaded when taken.
+    """The results of a mapped task, as a reduce gets them: by map_index, each loaded when taken.
 
     It has `len`, iteration, indexes, slices and `==` with a list; stored, it becomes a list.
     """
@@ -6107,13 +6108,13 @@ class _Variables(_Record):
         return Variable.get(key, default, self._json)
 
     def __getattr__(self, key: str) -> Any:
-        if key.startswith("__"):  # what copies or shows a context looks for such
+        if key.startswith("__"):  # code that copies or prints a context asks for these
             raise AttributeError(key)
         return self.get(key)
 
 
 class _Connections(_Variables):
-    """`conn` in a template, where any is refused by name."""
+    """`conn` in a template: any connection is refused, by its name."""
 
     def get(self, key: str, default: Any = ...) -> Any:
         remedy = "read what it would hold from the environment, say as var.value.NAME"
@@ -6129,14 +6130,14 @@ class _Macros:
         if name not in ("dateutil", "json", "random", "time", "uuid", "yaml"):
             raise AttributeError(name)
         module = __import__(name)
-        if name == "dateutil":  # up to 2.8 it does not know its own modules
+        if name == "dateutil":  # up to 2.8 it does not import its own modules
             for part in ("parser", "relativedelta"):
                 importlib.import_module(f"dateutil.{part}")
-        return module.random if name == "random" else module  # a function there
+        return module.random if name == "random" else module  # as in Airflow
 
     @staticmethod
     def ds_add(ds: str, days: int) -> str:
-        """The day so many days later."""
+        """The day that is so many days later."""
         day = _datetime.datetime.strptime(ds, "%Y-%m-%d")
         return (day + _datetime.timedelta(days=days)).strftime("%Y-%m-%d")
 
@@ -6158,14 +6159,14 @@ _FILTERS: dict[str, Callable[[_datetime.datetime], str]] = {
 
 def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[None]) -> _Outcome:
     """Run one attempt. Returns how it ended, as plain data; raises nothing, whatever the task does.
-    `guard` is entered around the task's own code, and may cut that off."""
+    The context manager `guard` surrounds the task's own code, and may cut it off."""
     note: dict[str, Any] = {}
     error: str | None = None
     try:
         try:
             result = execution.variables.run(_as_running, execution, _run_hooked, execution, guard)
             status, note = "success", _store_result(execution, result)
-        except AirflowRescheduleException as pause:  # whose class may be the user's, with no date
+        except AirflowRescheduleException as pause:  # a user's subclass may have no date
             wait = (pause.reschedule_date - _utcnow()).total_seconds()
             status, note = "reschedule", {"wait": wait}
     except AirflowSkipException as skip:
@@ -6174,13 +6175,13 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
     except BaseException as failure:  # sys.exit, KeyboardInterrupt, a user's own: all fail
         frames = traceback.walk_tb(failure.__traceback__)
         in_pdb = any(frame.f_globals.get("__name__") == "bdb" for frame, _ in frames)
-        quits = type(failure).__name__ in ("BdbQuit", "SystemExit")  # pdb does, as it reads nothing
+        quits = type(failure).__name__ in ("BdbQuit", "SystemExit")  # pdb without input does
         if quits and in_pdb and sys.breakpointhook is _no_breakpoint:
             failure = RuntimeError(f"pdb in {_NO_TERMINAL}").with_traceback(failure.__traceback__)
         fatal = isinstance(failure, (AirflowFailException, AirflowSensorTimeout))
         status, execution.exception = "fatal" if fatal else "failed", failure
     if error is None and execution.exception is not None:
-        # Not while it is handled: Python 3.11 then takes n * n steps for a chain of n exceptions.
+        # Not in an `except` block: Python 3.11 would take n * n steps for a chain of n exceptions.
         error = _traceback(execution.exception)
     _end_if_child(execution, execution.exception)
     if execution.map_index >= 0 and execution.task.map_index_template is not None:
@@ -6191,8 +6192,8 @@ def _run_job(execution: _Execution, guard: contextlib.AbstractContextManager[Non
 
 
 def _name_of(execution: _Execution) -> dict[str, str]:
-    """What `map_index_template` makes of a mapped instance's context; nothing without Jinja."""
-    try:  # as in Airflow, it knows the arguments of a function by their names
+    """The `name` that `map_index_template` gives a mapped instance; none without Jinja."""
+    try:  # as in Airflow, a template may use the arguments of a function by their names
         known = {**getattr(execution.context["task"], "op_kwargs", {}), **execution.context}
         name = str(_rendered(execution.task.map_index_template, known))
         return {"name": _storable(_shown(name, _PREVIEW, str))}
@@ -6217,7 +6218,7 @@ def _run_hooked(execution: _Execution, guard: contextlib.AbstractContextManager[
     """Do the task's work, unless `run_if` or `skip_if` forbids it, between `pre_execute` and
     `post_execute`, which an operator's class may define. Returns its result."""
     with guard:
-        args, kwargs = execution.arguments()  # of which conditions may ask, as in Airflow
+        args, kwargs = execution.arguments()  # first: conditions may read them, as in Airflow
         for condition, wanted, message in execution.task._conditions:
             found = condition(execution.context)
             if isinstance(found, tuple):
@@ -6234,12 +6235,12 @@ def _run_hooked(execution: _Execution, guard: contextlib.AbstractContextManager[
 
 
 def _call_hook(execution: _Execution, hook: Any, *result: Any) -> None:
-    if getattr(hook, "__func__", None) is not _no_hook:  # for which no context is made: it is slow
+    if getattr(hook, "__func__", None) is not _no_hook:  # to make a context is slow
         _awaited(hook(execution.context, *result))
 
 
 def _call_back(execution: _Execution, owner: Any, name: str) -> None:
-    """Call a task's or DAG's callbacks of a kind, each whatever the one before did."""
+    """Call the callbacks `name` of `owner`, a task or DAG, each even if the one before failed."""
     callbacks = getattr(owner, name)
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
         if callback is None:
@@ -6253,23 +6254,23 @@ def _call_back(execution: _Execution, owner: Any, name: str) -> None:
             is_dag, text = isinstance(owner, Dag), _traceback(error)
             whose = f"DAG {owner.dag_id!r}" if is_dag else f"task {execution.task_id!r}"
             said = _with_place(f"{name} of {whose} failed: {_last_line(text)}", text)
-            if is_dag and execution.context.get("reason") == _DIED:  # it is of another run
+            if is_dag and execution.context.get("reason") == _DIED:  # for another run
                 said += f", called for run {execution.run.info['run_id']!r}: {_DIED}"
             _print_as_task("\n    | ".join([said, *text.split("\n")]))
         _end_if_child(execution, None)
 
 
 def _print_as_task(text: str) -> None:
-    """Print to where tasks print, whatever their code has made of that; or go without."""
+    """Print to where tasks print, or to the original stderr if that fails; raise nothing."""
     for stream in (sys.stderr, sys.__stderr__):
-        with contextlib.suppress(Exception):  # one that was closed, or a full disk
+        with contextlib.suppress(Exception):  # the task has closed it, or the disk is full
             print(f"liteflow: {text}", file=stream)
             break
 
 
 def _end_if_child(execution: _Execution, error: BaseException | None) -> None:
-    """End a process that the user's code forked, and that came back into ours: it is no worker. It
-    ends as it would anywhere, with its traceback, or the code that it exits with."""
+    """End this process if the task's code has forked it and then let it return to liteflow: it is
+    no worker. It ends as it would elsewhere, with its traceback, or with its exit code."""
     if os.getpid() == execution.pid:
         return
     code = error.code if isinstance(error, SystemExit) else error
@@ -6286,8 +6287,8 @@ def _end_if_child(execution: _Execution, error: BaseException | None) -> None:
 
 def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, facts: Any) -> None:
     """Call the callbacks `name` (several joined by `+`, or None) of the `last` attempt, which ended
-    here, or of a `job` that ended elsewhere or stands for its DAG. `facts`: how it ended, or of
-    which other run it is. `reason`: in place of an exception, or why the DAG's run ended."""
+    here, or of a `job`, which ended elsewhere or stands for its DAG. `facts`: how it ended, or the
+    `info` of another run. `reason`: what an exception would say, or why the DAG's run ended."""
     if job is not None:
         last = _Execution(_WorkerRun({**run.info, **facts}, run.dag), _Job(*job))
     if last is None:
@@ -6312,7 +6313,7 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, fact
 
 def _store_result(execution: _Execution, result: Any) -> dict[str, Any]:
     """Turn the result into XComs. Returns what the plan must know of it, as plain data. Raises
-    TypeError, AirflowException for what can't be stored."""
+    TypeError or AirflowException if it can't be stored."""
     note: dict[str, Any] = {}
     if execution.task._flow == "short_circuit":
         note["go_on"] = bool(result)
@@ -6358,7 +6359,7 @@ def _items_of(execution: _Execution, result: Any) -> list[_ItemRow]:
 
 def _is_mappable(value: Any) -> bool:
     """Whether others can be expanded over it (Airflow's rule)."""
-    whole = (str, bytes, bytearray, int, float)  # numbers: to ask an ABC takes longer
+    whole = (str, bytes, bytearray, int, float)  # numbers only because asking the ABC is slower
     return not isinstance(value, whole) and isinstance(value, (Sequence, dict))
 
 
@@ -6369,7 +6370,7 @@ def _push(execution: _Execution, key: str, value: Any, said: str) -> None:
         raise TypeError(f"the XCom key {_shown(key)} is no text: it can't be stored") from None
     if len(key) > _TEXT_LIMIT:
         raise TypeError(f"the XCom key {_shown(key)} has {len(key):,} characters: is it the value?")
-    value = list(value) if isinstance(value, _Results) else value  # as it will be read
+    value = list(value) if isinstance(value, _Results) else value  # as readers will get it
     data = _pickled(value, said)
     if len(data) > _VALUE_LIMIT:
         much = f"{len(data):,} bytes pickled, and the database holds {_VALUE_LIMIT:,}"
@@ -6387,7 +6388,7 @@ def _pickled(value: Any, said: str) -> bytes | _Pieces:
         remedy = "; return its items as a list" if hasattr(value, "__next__") else ""
         what = f"{said} {type(value).__name__}, which cannot be pickled"
         trouble = TypeError(f"{what}: {_brief(error)}{remedy}")
-        trouble.__notes__ = getattr(error, "__notes__", [])  # where in it: from Python 3.14 on
+        trouble.__notes__ = getattr(error, "__notes__", [])  # Python 3.14 says where
         raise trouble from None
 
 
