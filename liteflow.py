@@ -6396,8 +6396,8 @@ def _pickled(value: Any, said: str) -> bytes | _Pieces:
 
 
 def _brief(error: BaseException) -> str:
-    """The type and message of an error, in one line: of a failure, tables show no more than its
-    last. Of a traceback that it quotes (another process's), the last line, and where."""
+    """The type and message of an error in one line, as tables show only the last line of a failure.
+    Of a traceback that the message quotes (another process's), the last line and the place."""
     text = _shown(error, sys.maxsize, _storable)
     what, quoted, _ = text.partition("\nTraceback (most recent call last):\n")
     text = f"{what} {_with_place(_last_line(text), text)}" if quoted else text
@@ -6428,7 +6428,7 @@ def _traceback(error: BaseException) -> str:
     reason = f"{where}{kind.__qualname__}: {said}".removesuffix(": ")
     if isinstance(error, SystemExit):
         text += f"called sys.exit({_shown(error.code)})\n"
-    elif isinstance(error, SyntaxError) and reason.startswith(last):  # and says in which line
+    elif isinstance(error, SyntaxError) and reason.startswith(last):  # and names the line
         text = text.removesuffix(f"{last}\n") + f"{reason}\n"
     elif not re.fullmatch(re.escape(reason) + _SUGGESTED, last):  # more lines, notes, a group
         text += f"{reason}\n"
@@ -6437,7 +6437,7 @@ def _traceback(error: BaseException) -> str:
 
 
 def _halves(text: str, limit: int) -> str:
-    """The text, without its middle if it is too long: what a traceback says stands at its end."""
+    """The text, without its middle if it is too long: a traceback's message stands at its end."""
     half = limit // 2
     cut = f"\n[... {len(text) - 2 * half:,} characters cut ...]\n"
     return text if len(text) <= limit else f"{text[:half]}{cut}{text[-half:]}"
@@ -6454,14 +6454,14 @@ def _with_place(said: str, text: str) -> str:
 
 
 def _split_traceback(error: str) -> tuple[str, str]:
-    """A traceback up to the exception's own line, and what comes after it: more of its message,
-    notes, a group's members. Without the last line, where `_traceback` says the reason again."""
+    """A traceback up to the exception's own line, and what comes after that line: more of the
+    message, notes, a group's members. The last line, `_traceback`'s reason, is in neither."""
     *lines, last = error.split("\n")
     own = re.escape(last) + _SUGGESTED
     at = len(lines)
     for i, line in enumerate(lines):
         if line.startswith(("The above exception was the", "During handling of the above")):
-            at = len(lines)  # the exception before may say the same
+            at = len(lines)  # an earlier exception of the chain may say the same
         elif re.fullmatch(own, line.lstrip(" |")):
             at = i
     return "\n".join(lines[:at]), "\n".join(lines[at + 1 :])
@@ -6475,8 +6475,8 @@ def _place_of(error: str | None) -> str:
     for path, number, name, source in re.findall(frame, before, re.MULTILINE):
         if os.path.basename(path) == os.path.basename(__file__) or path.startswith("<frozen "):
             continue
-        # Libraries, of whatever Python ran it, are not the user's; nor is what has no file, or
-        # was compiled from Cython (pandas, pyarrow).
+        # Foreign is the code of libraries (of any Python), code without a file, and what was
+        # compiled from Cython (pandas, pyarrow).
         is_foreign = bool(re.search(r"^<|/lib\d*/python[\d.]*t?/|\.p(yx|xi|xd)$", path))
         places[is_foreign] = f"{path}:{number}, in {name}: {source.rstrip()}".removesuffix(": ")
     return places[False] or places[True]
@@ -6485,19 +6485,19 @@ def _place_of(error: str | None) -> str:
 # --- Worker: messages -----------------------------------------------------------------------------
 
 _MESSAGE_LIMIT = 64 * 1024  # bytes; a larger message is handed over as a file
-_IN_MEMORY = 64 * 1024 * 1024  # bytes up to which such a file is in memory, not on disk
+_IN_MEMORY = 64 * 1024 * 1024  # bytes up to which this file is in memory, not on disk
 _SOCKET_BUFFER = 256 * 1024  # bytes, on both ends, so that no message blocks its sender
-_RECEIVED = _MESSAGE_LIMIT + 4096  # with a smaller buffer a message would be cut without a word
-_EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 1 << 28)  # conda's and uv's Pythons don't name it
+_RECEIVED = _MESSAGE_LIMIT + 4096  # bytes; a smaller buffer would silently cut a message
+_EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 1 << 28)  # missing in conda's and uv's Pythons
 _LINGER = 150e-6 if hasattr(os, "sched_yield") else 0.0  # seconds; see _linger
-_CROWDED = 0.1  # seconds for which nobody lingers after that has cost too much
+_CROWDED = 0.1  # seconds without lingering, after that has taken too long
 _crowded_until = 0.0  # by monotonic()
 
 
 @functools.cache
 def _pulls() -> bool:
-    """Whether workers pull their jobs: if each message goes whole to one receiver, and wakes only
-    one of several that sleep. A sandbox or an emulated Linux may not have that."""
+    """Whether workers pull jobs from a queue. The system must give each message whole to a single
+    receiver, and wake only one of several that sleep; a sandbox or an emulated Linux may not."""
     with contextlib.suppress(AttributeError, OSError):
         ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
         with ours, theirs, select.epoll() as epoll:
@@ -6507,7 +6507,7 @@ def _pulls() -> bool:
 
 
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected ends, for whole messages where the system has that, else for a stream."""
+    """Two connected ends, which keep messages whole where the system can, or else are a stream."""
     ends = socket.socketpair(type=socket.SOCK_SEQPACKET if _pulls() else socket.SOCK_STREAM)
     for end in ends:
         for size in (socket.SO_SNDBUF, socket.SO_RCVBUF):
@@ -6516,8 +6516,8 @@ def _socket_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def _nameless_file(size: int, folder: str | None = None) -> Any:
-    """An open file that is gone once it is closed; if it is not too large, in memory: on disk it
-    would wait for the database's checkpoint, and for room."""
+    """An open file that is gone once it is closed. It is in memory if its size allows that, because
+    on disk it would wait for the database's checkpoint, and might find no room."""
     if size <= _IN_MEMORY:
         with contextlib.suppress(KeyError, OSError):  # not every system or Python has it
             return open(vars(os)["memfd_create"]("liteflow"), "w+b")
@@ -6527,10 +6527,10 @@ def _nameless_file(size: int, folder: str | None = None) -> Any:
 class _Wire:
     """One end of a socket pair: plain data in whole messages, each with at most one open file.
 
-    A message is data and a list of bytes (values, which may be huge). On a stream each message has
-    its length before it, and a large one goes as a file's name: macOS loses an open file that its
-    sender closes before it was received. The scheduler's ends never block, and no stream does as
-    it receives: gevent's sockets, which are streams here, heed no MSG_DONTWAIT.
+    A message is data and a list of bytes (values, which may be huge). On a stream its length comes
+    first, and a large message goes as the name of a file, because macOS loses an open file that the
+    sender closes before the receiver has it. The scheduler's ends never block. Streams never block
+    as they receive, because gevent's sockets, which are streams here, ignore MSG_DONTWAIT.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -6549,12 +6549,12 @@ class _Wire:
     def send(
         self, data: tuple[Any, ...], values: Sequence[Any] = (), file: int | None = None
     ) -> None:
-        """Send a message. Raises BlockingIOError if there is no room, OSError."""
+        """Send a message. Raises BlockingIOError if there is no room, or another OSError."""
         size = sum(map(len, values))
         packed = b"" if size > _MESSAGE_LIMIT else marshal.dumps((data, list(values)))
         if max(size, len(packed)) <= _MESSAGE_LIMIT:
             return self._send(packed, file)
-        name: str | None = None  # of a file that the receiver opens; or else it goes open
+        name: str | None = None  # of a file that the receiver opens; None: it is sent open
         try:
             if self._whole:
                 aside = _nameless_file(max(size, len(packed)), self.folder)
@@ -6584,19 +6584,19 @@ class _Wire:
             self.socket.setblocking(False)
 
     def receive(self) -> tuple[tuple[Any, ...], list[bytes]] | None:
-        """The next message, or None if there is none now. Raises EOFError at the end, OSError; and
-        TypeError, ValueError or EOFError of what is no message: a task may have written it."""
+        """The next message, or None if there is none now. Raises EOFError once the other end is
+        closed; OSError; TypeError, ValueError or EOFError if a task wrote what is no message."""
         packed = self._next()
         if packed is None:
             return None
         message: tuple[tuple[Any, ...], list[bytes]] | str | None = marshal.loads(packed)
         if isinstance(message, tuple):
             return message
-        # By fspath() no number is taken for a descriptor, which would be closed then.
+        # fspath() refuses a number, which open() would take for a descriptor, and close.
         with open(self.take_file() if message is None else os.fspath(message), "rb") as aside:
             if message is not None:
                 os.unlink(message)
-            aside.seek(0)  # an offset that is shared with the sender, who wrote
+            aside.seek(0)  # the sender, which shares the offset, has left it at the end
             data, sizes = marshal.load(aside)
             return data, [aside.read(size) for size in sizes]
 
@@ -6614,7 +6614,7 @@ class _Wire:
             except BlockingIOError:
                 return None
             except ConnectionResetError:
-                continue  # the other end left something unread: its last messages come after this
+                continue  # the other end closed with unread data; its last messages still come
             for _, _, descriptors in extra:
                 self._files.append(int.from_bytes(descriptors[:4], sys.byteorder))
             if not data:
@@ -6625,7 +6625,7 @@ class _Wire:
 
     def take_file(self) -> int:
         """The descriptor of the open file that came with a message; it is the caller's now."""
-        if not self._files:  # the kernel drops it where the limit of open files is reached
+        if not self._files:  # the kernel drops it if the limit of open files is reached
             raise OSError("a message's file could not be opened: too many open files")
         found = self._files.popleft()
         os.set_inheritable(found, False)
@@ -6644,9 +6644,9 @@ def _is_readable(descriptor: int, timeout: float) -> bool:
 
 
 def _linger(look: Callable[[], T]) -> T:
-    """What `look` finds, asked again and again for a moment, while others may have the CPU. For
-    who sleeps instead, waking takes some 20 µs on either side: more than a quick job. But a busy
-    machine may give others the CPU for milliseconds, whenever it is yielded (Linux 6.18)."""
+    """Return what `look` finds; call it again and again for a moment, yielding the CPU in between.
+    Sleeping instead costs some 20 µs on either side for the waking, more than a quick job. But on a
+    busy machine others may get the CPU for milliseconds at each yield (Linux 6.18)."""
     global _crowded_until
     now = _monotonic()
     until = now + _LINGER if now >= _crowded_until else now
@@ -6662,7 +6662,7 @@ def _values_of(outcome: _Outcome) -> list[bytes | _Pieces]:
 
 
 def _with_values(outcome: _Outcome, values: Iterable[bytes]) -> _Outcome:
-    """The outcome with other `values`, those of its XComs first: huge ones travel apart."""
+    """The outcome with these `values` (of XComs, then of items), which travelled apart from it."""
     rest = iter(values)
     xcoms = [(*row[:-1], next(rest)) for row in outcome.xcoms]
     return outcome._replace(xcoms=xcoms, items=[(text, next(rest)) for text, _ in outcome.items])
@@ -6675,7 +6675,7 @@ _NO_TERMINAL = "a worker process, which has no terminal: run it by --task TASK, 
 
 @functools.cache
 def _let_c_print_lines() -> None:
-    """C's stdout, which is no terminal, would keep what it has until its buffer is full."""
+    """Let C's stdout write line by line: as no terminal, it would wait until its buffer is full."""
     with contextlib.suppress(Exception):  # no ctypes, or another C library
         libc = ctypes.CDLL(None)
         out = ctypes.c_void_p.in_dll(libc, "__stdoutp" if sys.platform == "darwin" else "stdout")
@@ -6683,20 +6683,20 @@ def _let_c_print_lines() -> None:
 
 
 def _own_loop() -> Any:
-    """What has asyncio's current event loop of this thread as `_loop`, or None if there is none."""
+    """The object whose `_loop` is asyncio's current event loop of this thread; None if unknown."""
     policy = getattr(sys.modules.get("asyncio.events"), "_event_loop_policy", None)
     local = getattr(policy, "_local", None)
-    return local if hasattr(local, "_loop") else None  # another's policy may keep it elsewhere
+    return local if hasattr(local, "_loop") else None  # a library's policy may keep it elsewhere
 
 
 def _figures() -> set[int]:
-    """The figures of matplotlib's pyplot: what a task plots would be drawn over what is there."""
+    """The numbers of pyplot's open figures, over which the next task would draw what it plots."""
     return {*getattr(sys.modules.get("matplotlib.pyplot"), "get_fignums", tuple)()}
 
 
 def _remove_shared() -> None:
-    """Remove what multiprocessing made for a worker that will be killed: semaphores, of which its
-    resource tracker would complain, and the folder of a forkserver's socket."""
+    """Remove what multiprocessing made in this worker, which will be killed: semaphores, which its
+    resource tracker would report as leaked, and the folder of a forkserver's socket."""
     for each in list(getattr(multiprocessing.util, "_finalizer_registry", {}).values()):
         callback = getattr(each, "_callback", None)
         if getattr(callback, "__qualname__", "") in ("SemLock._cleanup", "_remove_temp_dir"):
@@ -6705,12 +6705,12 @@ def _remove_shared() -> None:
 
 
 def _no_breakpoint(*args: object, **kwargs: object) -> None:
-    if os.environ.get("PYTHONBREAKPOINT") != "0":  # which turns them off
+    if os.environ.get("PYTHONBREAKPOINT") != "0":  # 0 turns them off
         raise RuntimeError(f"breakpoint() in {_NO_TERMINAL}")
 
 
 def _input(prompt: object = "", /) -> str:
-    """In place of the builtin, as a notebook's asks its browser, and would wait for good."""
+    """Replaces the builtin: a notebook's version would ask the browser, and wait for ever."""
     print(prompt, end="", flush=True)
     if line := sys.stdin.readline():  # a task may have put something there
         return line.removesuffix("\n")
@@ -6718,8 +6718,8 @@ def _input(prompt: object = "", /) -> str:
 
 
 def _has_more_threads(busy: int) -> bool:
-    """Whether more threads are busy, once those that progress bars leave have ended: rich's is
-    about to, and tqdm's, which watches all bars, is told to."""
+    """Whether more than `busy` threads are busy, apart from those of progress bars: rich's is about
+    to end, and tqdm's, which watches all bars, is told to end."""
     for each in threading.enumerate():
         if type(each).__module__ == "tqdm._monitor":
             each.was_killed.set()  # type: ignore[attr-defined]
@@ -6727,16 +6727,16 @@ def _has_more_threads(busy: int) -> bool:
             each.join(timeout=0.1)
     pools = getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ())
     for _ in range(20 if pools else 1):
-        time.sleep(0.001)  # one of a pool gets to begin what it was handed, or to end it
+        time.sleep(0.001)  # lets a pool's thread begin, or end, what it was handed
         if _count_threads() <= busy:
             return False
     return True
 
 
 def _count_threads() -> int:
-    """The threads of this process, but for those of a ThreadPoolExecutor that have nothing to do: a
-    library's pool stays for its next use (Dask's, say), and does no harm to the next task. Where
-    each task leaves a pool of its own, they count in the end."""
+    """The number of threads, without up to 256 idle ones of ThreadPoolExecutors: a library's pool
+    (Dask's, say) stays for its next use, and does no harm to the next task. If each task leaves a
+    pool of its own, the limit makes them count in the end."""
     frames = sys._current_frames().values()
     at = [(frame.f_globals.get("__name__"), frame.f_code.co_name) for frame in frames]
     idle = at.count(("concurrent.futures.thread", "_worker"))
@@ -6744,7 +6744,7 @@ def _count_threads() -> int:
 
 
 def _child_pids() -> set[int]:
-    """The process's living children; where the system does not list them, one 0 for all of them."""
+    """The pids of living children; {0} if there are some and the system does not list them."""
     found: set[int] = set()
     for path in glob.glob("/proc/self/task/*/children"):
         with contextlib.suppress(OSError):
@@ -6762,22 +6762,22 @@ def _bytes_of(path: str) -> bytes:
 
 
 def _ps(asked: str) -> str:
-    """What `ps` tells, where there is no /proc (macOS)."""
-    with os.popen(f"ps {asked} 2>/dev/null") as told:
-        return told.read()
+    """What `ps` prints, for systems without /proc (macOS)."""
+    with os.popen(f"ps {asked} 2>/dev/null") as output:
+        return output.read()
 
 
 def _strays(worker: int, log: int) -> list[int]:
-    """What left a worker's group, but is in its session or has its log (an open file)."""
-    # macOS does not tell whose output a process holds.
-    found: list[str] = []
+    """The pids of processes that left a worker's group, but are in its session or print to its log
+    (a descriptor). On macOS only the session tells."""
+    pids: list[str] = []
     with contextlib.suppress(OSError):  # no descriptor is left to look with
-        found = os.listdir("/proc") if os.path.exists("/proc/self") else _ps("-A -o pid=").split()
+        pids = os.listdir("/proc") if os.path.exists("/proc/self") else _ps("-A -o pid=").split()
     strays = []
-    for pid in map(int, filter(str.isdecimal, found)):
+    for pid in map(int, filter(str.isdecimal, pids)):
         with contextlib.suppress(OSError):
             if os.getpgid(pid) == worker:
-                continue  # of the group: a second TERM would cut off what the first lets run
+                continue  # the caller signals the group: a second TERM would cut off clean-up
             outputs = filter(os.path.exists, (f"/proc/{pid}/fd/1", f"/proc/{pid}/fd/2"))
             if os.getsid(pid) == worker or any(os.path.samefile(log, file) for file in outputs):
                 strays.append(pid)
@@ -6791,7 +6791,7 @@ def _signal_each(pids: Iterable[int], number: int) -> None:
 
 
 def _resources(limited: Sequence[int]) -> tuple[list[Any], Any]:
-    """The process's limits and rights, and what its ended children used: each one adds to that."""
+    """The process's limits, user, priority and CPUs; and the usage, to which each child adds."""
     limits: list[Any] = [*map(resource.getrlimit, limited), os.geteuid()]
     limits += os.getpriority(os.PRIO_PROCESS, 0), getattr(os, "sched_getaffinity", bool)(0)
     return limits, resource.getrusage(resource.RUSAGE_CHILDREN)
