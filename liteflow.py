@@ -4404,7 +4404,7 @@ def _iso(moment: _datetime.datetime) -> str:
 
 
 def _iso_of(seconds: float) -> str:
-    """A time by time.time(), as `_iso` writes it."""
+    """A time in seconds, as time.time() gives it, in the format of `_iso`."""
     whole, micro = divmod(round(seconds * 1e6), 1_000_000)
     return f"{_iso_second(whole)}.{micro:06d}+00:00"
 
@@ -4480,7 +4480,7 @@ def _check_path(path: str) -> None:
         elif not stat.S_ISREG(mode):
             why = "it is no regular file"
         elif found.st_size == 1:  # SQLite takes it for empty, and writes over it
-            why = "it holds a byte that is not liteflow's"
+            why = "it is one byte long, which no database is"
         elif not os.access(path, os.R_OK):
             why = "this user may not read it"
     # SQLite would use these files, even if they were made by a user who may not write the database.
@@ -4569,7 +4569,7 @@ def _copy_database(connection: sqlite3.Connection, target: pathlib.Path) -> None
             raise sqlite3.DatabaseError(f"it is damaged: {found}")
 
 
-# Held while SQLite works, and over a fork, whose child could inherit SQLite's locks and hang.
+# Held while SQLite works and while forking, as a child could inherit SQLite's locks, and hang.
 _in_sqlite = threading.RLock()
 if hasattr(os, "register_at_fork"):
     _hold, _release = _in_sqlite.acquire, _in_sqlite.release
@@ -4802,7 +4802,7 @@ class _Store:
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def look(self, look: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        """Return what one of the looks below finds by this connection."""
+        """Return what one of the looks below finds through this connection."""
         try:
             with _in_sqlite:
                 return look(self._connection, *arguments, **named)
@@ -4814,7 +4814,7 @@ class _Store:
     def create_run(
         self, dag: Dag, run_id: str, logical_date: _datetime.datetime | None, conf: dict[str, Any]
     ) -> None:
-        """Insert the run, as `queued`, and its DAG's metadata; this store records that run then."""
+        """Insert a run, as `queued`, and its DAG's metadata; from now on the store records it."""
         fileloc = os.path.abspath(dag.fileloc) if dag.fileloc else None
         tags, schedule = json.dumps(sorted(map(str, dag.tags))), dag.schedule
         metadata = (dag.dag_id, dag.description, fileloc, dag.doc_md, tags, schedule)
@@ -4830,7 +4830,7 @@ class _Store:
         self._connection.execute(query, (*values.values(), run_row))
 
     def _own_run(self, command: str, **values: Any) -> None:
-        """Make this store's owner the run's owner; its process and command are for people."""
+        """Make this store's owner the run's, and record its process and command, for people."""
         process = f"pid {os.getpid()} on {socket.gethostname()}"
         own = {"owner": self.owner, "owner_process": process, "stop_requested": None}
         self._set_run(self.run_row, **own, command=_storable(command) or None, **values)
@@ -4856,7 +4856,7 @@ class _Store:
         with self.transaction():
             self._check_fence()
             row = self.close_run(self.run_row, state.value, reason)
-        self.owner = ""  # as in the file now: what the DAG's callbacks print is recorded later
+        self.owner = ""  # as in the file, so that what the DAG's callbacks print can be recorded
         return row
 
     def close_run(self, run_row: int, state: str = "failed", reason: str | None = _DIED) -> _Row:
@@ -4873,7 +4873,7 @@ class _Store:
             "SELECT max(coalesce(task_attempt.end_date, task_attempt.start_date)) FROM "
             "task_attempt JOIN task_instance ON task_instance.id = task_instance_id WHERE "
             "dag_run_id = :run), ''))) WHERE id = :run",
-            # An attempt may have no row yet. The end_date of the new one tells its stretch.
+            # Attempts of which nothing was recorded get a row; its end_date tells the stretch.
             "INSERT INTO task_attempt (task_instance_id, try_number, state, end_date, error) "
             "SELECT task_instance.id, try_number, 'interrupted', end_date, :reason FROM dag_run "
             "JOIN task_instance ON dag_run_id = dag_run.id WHERE dag_run.id = :run AND "
@@ -4890,7 +4890,7 @@ class _Store:
         return row
 
     def resume_run(self, row: _Row, found: _Resumption) -> None:
-        """Change the rows that earlier stretches left as `found` says, for a resume to start."""
+        """Turn the rows of earlier stretches into those that a resume starts from (`found`)."""
         many = self._connection.executemany
         self._set_run(row.id, seconds=_run_seconds(row) or row.seconds)
         untried = [(past.row_id,) for past, i in found.removed if i < 0 and not past.try_number]
@@ -5017,7 +5017,7 @@ class _Store:
             self._set_run(row.id, stop_requested=_now())
 
     def clear(self, row: _Row, names: Iterable[tuple[str, int | None]], how: int) -> None:
-        """Mark task instances to run again, and put the run to `queued`."""
+        """Mark task instances to run again, and the run as `queued`; close it if its owner died."""
         if row.state == "running":
             self.close_run(row.id)
         self.mark(row.id, names, how)
@@ -5143,7 +5143,7 @@ _ASKED_OF = {
 
 
 def _asking(source: str, rest: str, limit: Any = None, **asked: Any) -> tuple[str, list[Any]]:
-    """The SQL that follows `FROM source`, and its parameters. An argument of None asks nothing."""
+    """The SQL that follows `FROM source`, and its parameters. An argument of None sets none."""
     first = source.split()[0]
     terms, values = ["true"], []
     for name, value in asked.items():
@@ -5214,7 +5214,7 @@ _INSTANCE_COLUMNS = f"""task_id map_index state try_number max_tries element_pre
     upstream_task_ids task_group_id role cleared {_ATTEMPT_COLUMNS}"""
 _BY_TASK = "ORDER BY min(id) OVER (PARTITION BY task_id), map_index"  # resumes move indexes
 _IN_ORDER = f"{_BY_TASK}, task_attempt.try_number"
-# A run's task instances with their latest attempts; with each of their attempts; only the task ids.
+# A run's task instances with their latest attempts; with each attempt; the task id of each attempt.
 _select_instances = functools.partial(_select, _INSTANCES, _INSTANCE_COLUMNS, _IN_ORDER)
 _select_attempts = functools.partial(_select, _ATTEMPTS, _INSTANCE_COLUMNS, _IN_ORDER)
 _select_begun = functools.partial(_select, _ATTEMPTS, "task_id", "")
@@ -5261,7 +5261,7 @@ def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
         element element_preview takes flow role upstream_task_ids
         task_attempt.state task_attempt.start_date task_attempt.end_date task_attempt.error"""
     found = []
-    in_order = operator.attrgetter(*_terms(_INSTANCES, columns, ())[0])  # unlike vars()
+    in_order = operator.attrgetter(*_terms(_INSTANCES, columns, ())[0])  # vars() may not be
     for row in _select(_INSTANCES, columns, "ORDER BY task_id, map_index", db, run_row):
         *own, error = in_order(row)
         found.append(_Past._make([*own, row.state is None and error == _DIED]))
@@ -5421,8 +5421,8 @@ class _Unpickler(pickle.Unpickler):
                         with contextlib.suppress(AttributeError, ImportError):
                             return super().find_class(dag._module, name)
                 script = self.script or "the script that stored it"
-                what = f"is of class {name!r} of {script}, not the running one"
-                remedy = "read it there, or define the class in a module of its own"
+                what = f"is of class {name!r} of {script}, which is not the running script"
+                remedy = "read it in that script, or define the class in a module"
             kind = ImportError if isinstance(error, ImportError) else AttributeError
             raise kind(f"the value {what}: {remedy}") from error
 
@@ -5432,7 +5432,7 @@ class _Call(_Record):
 
     data: bytes
     takes: frozenset[tuple[str, str]]  # (task_id, key)
-    constants: Sequence[Sequence[_Call]] = ()  # of each argument it is expanded over, by element
+    constants: Sequence[Sequence[_Call]] = ()  # for each argument it is expanded over: its elements
 
 
 _NO_CALL = _Call(_dump(((), {})), frozenset())
@@ -5629,7 +5629,7 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 # --- Worker: everything here runs where a task runs; finding the task -----------------------------
 
-_INLINE = 16 * 1024  # bytes of a value, or of output, up to which a message contains it
+_INLINE = 16 * 1024  # bytes of a value, or of output, up to which it travels in a message
 _ERROR_LIMIT = 64 * 1024  # characters of a traceback that are kept
 _REASON_LIMIT = 300  # characters of an exception's message that its reason keeps
 _SUGGESTED = r"(\. .*)?"  # what Python may add to a reason: ". Did you mean: 'x'?", say
@@ -5737,7 +5737,7 @@ def _function_of(task: BaseOperator) -> Any:
 
 
 def _full_name(function: Any) -> str:
-    """`module:qualname` of a function or class: the same everywhere."""
+    """`module:qualname` of a function or class: the same in every process."""
     module = _module_name(getattr(function, "__module__", None) or "")
     return f"{module}:{getattr(function, '__qualname__', '?')}"
 
@@ -5896,7 +5896,7 @@ class _Execution:
             return
         for frame, _ in traceback.walk_tb(self.exception.__traceback__):
             # Up to Python 3.12, clearing the frame of a suspended generator or coroutine ends it,
-            # though it may serve others (it only passed the exception on). It stands at a yield.
+            # though it may serve others (it only passed the exception on): skip it, at its yield.
             if sys.version_info >= (3, 13) or frame.f_code.co_code[frame.f_lasti] != _YIELD_VALUE:
                 with contextlib.suppress(RuntimeError):  # it runs, or is suspended
                     frame.clear()
@@ -5947,15 +5947,15 @@ class _Execution:
 
     def elements(self, how: str, by: Any, *sources: Any) -> list[Any]:
         """The list that `map`, `zip` or `concat` (`how`) makes, `by` a function or fillvalue."""
-        given = [getattr(self, look)(*arguments) for look, *arguments in sources]
-        some = [() if x is None else x for x in given]  # no `or`: an array is not true
-        each = [list(x.items()) if isinstance(x, dict) else x for x in some]
+        results = [getattr(self, look)(*arguments) for look, *arguments in sources]
+        results = [() if x is None else x for x in results]  # no `or`: an array is not true
+        results = [list(x.items()) if isinstance(x, dict) else x for x in results]
         if how != "zip":
             function = self.task._map_functions[by] if isinstance(by, int) else by
-            every = itertools.chain.from_iterable(each)
-            return list(every if function is None else map(function, every))
-        longest = itertools.zip_longest(*each, fillvalue=by)
-        return list(zip(*each, strict=False) if by is ... else longest)
+            chained = itertools.chain.from_iterable(results)
+            return list(chained if function is None else map(function, chained))
+        longest = itertools.zip_longest(*results, fillvalue=by)
+        return list(zip(*results, strict=False) if by is ... else longest)
 
     def group_value(self, name: str, *default: Any) -> Any:
         """The element of an argument of the mapped group."""
@@ -6014,7 +6014,7 @@ class _Execution:
         return [(i, data or b"") for _, i, _, data in found]
 
     def _look(self, select: Callable[..., T], task_id: str, **which: Any) -> T:
-        """What a look finds of a task of this run. Raises AirflowException on another machine."""
+        """What a look finds of a task of this run. Raises AirflowException without a database."""
         path, row = self.run.info["db_path"], self.run.info["run_row"]
         if path is None:
             why = "a foreign executor's workers get only those of direct upstream tasks, and only "
@@ -6087,7 +6087,7 @@ class _Results(_Record, Sequence[Any]):
 
 
 def _running_execution() -> _Execution:
-    # A thread that a task starts has none of its context variables.
+    # A thread that a task starts has none of its context variables: `_here` stands in for them.
     execution = _running.get(_here[-1] if _here else None)
     if execution is None:
         raise RuntimeError("there is no running task: this is for use inside one")
@@ -6204,6 +6204,7 @@ def _name_of(execution: _Execution) -> dict[str, str]:
 
 
 def _as_running(execution: _Execution, function: Callable[..., T], *arguments: Any) -> T:
+    """Call the function so that `_running_execution` finds this execution meanwhile."""
     token = _running.set(execution)
     here = _here if threading.current_thread() is threading.main_thread() else []
     here.append(execution)
@@ -6294,20 +6295,20 @@ def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, fact
     if last is None:
         return
     state, started, ended = facts.get("last", (None, None, None))
-    for each in name.split("+") if name else ():
+    for callback in name.split("+") if name else ():
         context, last.is_over = last.context, True
         owner, ti = context["task"], context["ti"]
         if started is not None:  # else it did not run, or stands for another run
             ti.start_date, ti.end_date = _moment(started), _moment(ended)
-        if each.startswith("dag_"):
+        if callback.startswith("dag_"):
             owner, ti.state, context["reason"] = last.task.dag, _TASK_STATES.get(state), reason
-            success = each == "dag_on_success_callback"
+            success = callback == "dag_on_success_callback"
             context["dag_run"].state = DagRunState.SUCCESS if success else DagRunState.FAILED
         elif last.exception is None and reason is not None:
             last.exception = AirflowException(reason)
-        ti.state = {name: became for became, name in _CALLBACK_OF.items()}.get(each, ti.state)
-        context["exception"] = None if each == "on_skipped_callback" else last.exception
-        last.variables.run(_call_back, last, owner, each.removeprefix("dag_"))
+        ti.state = {name: became for became, name in _CALLBACK_OF.items()}.get(callback, ti.state)
+        context["exception"] = None if callback == "on_skipped_callback" else last.exception
+        last.variables.run(_call_back, last, owner, callback.removeprefix("dag_"))
     last.forget_failure()
 
 
@@ -6470,7 +6471,7 @@ def _split_traceback(error: str) -> tuple[str, str]:
 def _place_of(error: str | None) -> str:
     """Where in the user's code a traceback ends: file, line, function, and the line itself."""
     before, _ = _split_traceback(error or "")
-    places = {False: "", True: ""}  # the last of the user's, and the last of others
+    places = {False: "", True: ""}  # the last in the user's code, and in foreign code
     frame = r'^[ |]*File "(.*)", line (\d+), in (.*)\n?(?![ |]*File ")[ |]*(.*)'
     for path, number, name, source in re.findall(frame, before, re.MULTILINE):
         if os.path.basename(path) == os.path.basename(__file__) or path.startswith("<frozen "):
@@ -6490,7 +6491,7 @@ _SOCKET_BUFFER = 256 * 1024  # bytes, on both ends, so that no message blocks it
 _RECEIVED = _MESSAGE_LIMIT + 4096  # bytes; a smaller buffer would silently cut a message
 _EXCLUSIVE = getattr(select, "EPOLLEXCLUSIVE", 1 << 28)  # missing in conda's and uv's Pythons
 _LINGER = 150e-6 if hasattr(os, "sched_yield") else 0.0  # seconds; see _linger
-_CROWDED = 0.1  # seconds without lingering, after that has taken too long
+_CROWDED = 0.1  # seconds without lingering, once lingering has taken too long
 _crowded_until = 0.0  # by monotonic()
 
 
@@ -6554,7 +6555,7 @@ class _Wire:
         packed = b"" if size > _MESSAGE_LIMIT else marshal.dumps((data, list(values)))
         if max(size, len(packed)) <= _MESSAGE_LIMIT:
             return self._send(packed, file)
-        name: str | None = None  # of a file that the receiver opens; None: it is sent open
+        name: str | None = None  # of a file that the receiver opens; None: an open file is sent
         try:
             if self._whole:
                 aside = _nameless_file(max(size, len(packed)), self.folder)
@@ -6602,7 +6603,7 @@ class _Wire:
 
     def _next(self) -> bytes | None:
         while True:
-            if self._buffer:  # of a stream
+            if self._buffer:  # only a stream fills it
                 end = 4 + int.from_bytes(self._buffer[:4], "big")
                 if end > _RECEIVED:
                     raise EOFError("no message of ours is so long")
@@ -6697,11 +6698,11 @@ def _figures() -> set[int]:
 def _remove_shared() -> None:
     """Remove what multiprocessing made in this worker, which will be killed: semaphores, which its
     resource tracker would report as leaked, and the folder of a forkserver's socket."""
-    for each in list(getattr(multiprocessing.util, "_finalizer_registry", {}).values()):
-        callback = getattr(each, "_callback", None)
+    for finalizer in list(getattr(multiprocessing.util, "_finalizer_registry", {}).values()):
+        callback = getattr(finalizer, "_callback", None)
         if getattr(callback, "__qualname__", "") in ("SemLock._cleanup", "_remove_temp_dir"):
             with contextlib.suppress(Exception):
-                each()
+                finalizer()
 
 
 def _no_breakpoint(*args: object, **kwargs: object) -> None:
@@ -6720,11 +6721,11 @@ def _input(prompt: object = "", /) -> str:
 def _has_more_threads(busy: int) -> bool:
     """Whether more than `busy` threads are busy, apart from those of progress bars: rich's is about
     to end, and tqdm's, which watches all bars, is told to end."""
-    for each in threading.enumerate():
-        if type(each).__module__ == "tqdm._monitor":
-            each.was_killed.set()  # type: ignore[attr-defined]
-        if type(each).__module__ in ("tqdm._monitor", "rich.live"):
-            each.join(timeout=0.1)
+    for thread in threading.enumerate():
+        if type(thread).__module__ == "tqdm._monitor":
+            thread.was_killed.set()  # type: ignore[attr-defined]
+        if type(thread).__module__ in ("tqdm._monitor", "rich.live"):
+            thread.join(timeout=0.1)
     pools = getattr(sys.modules.get("concurrent.futures.thread"), "_threads_queues", ())
     for _ in range(20 if pools else 1):
         time.sleep(0.001)  # lets a pool's thread begin, or end, what it was handed
@@ -6791,7 +6792,7 @@ def _signal_each(pids: Iterable[int], number: int) -> None:
 
 
 def _resources(limited: Sequence[int]) -> tuple[list[Any], Any]:
-    """The process's limits, user, priority and CPUs; and the usage, to which each child adds."""
+    """The process's limits, user, priority and CPUs; what its ended children used (each adds)."""
     limits: list[Any] = [*map(resource.getrlimit, limited), os.geteuid()]
     limits += os.getpriority(os.PRIO_PROCESS, 0), getattr(os, "sched_getaffinity", bool)(0)
     return limits, resource.getrusage(resource.RUSAGE_CHILDREN)
