@@ -4370,7 +4370,7 @@ class _Batch:
         self.expanded: list[_Node] = []
         self.xcoms: list[tuple[Any, ...]] = []
         self.items: list[tuple[Any, ...]] = []
-        self.renewed: list[int] = []  # row ids of instances whose stored values must go
+        self.renewed: list[int] = []  # row ids of instances whose values, an earlier try's, must go
         self.named: list[tuple[str, int]] = []  # (name that map_index_template made, row id)
         self.logs: _Output = []
         # After the commit: callbacks, jobs to send, and whether to copy the WAL into the file.
@@ -4489,7 +4489,7 @@ def _check_path(path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             if os.lstat(f"{path}{end}").st_uid not in (owner, 0):
                 what = "chown it if you trust it (it may hold new runs), or remove it"
-                why = f"{path}{end} and the database belong to different users: {what}"
+                why = f"{path}{end} is another user's, not the database owner's: {what}"
     if why is not None:
         raise DatabaseError(f"unable to open {path}: {why}")
 
@@ -5709,7 +5709,7 @@ class _WorkerRun:
         if task is None:
             named = self._resolve(function)
             if named is None or settings is None:
-                raise UnreachableTask(f"task {task_id!r} is not found here, nor is {function}")
+                raise UnreachableTask(f"task {task_id!r} is not here: no {function} is found")
             (kind, own), of_dag = map(_load, settings)
             is_class = isinstance(named, _OperatorType)
             made_of: Any = named if is_class else _decorated(kind) if kind else _FunctionOperator
@@ -5752,7 +5752,7 @@ def _import(module: str, path: str | None) -> None:
     if spec is not None and (elsewhere or origin == wanted):
         importlib.import_module(module)
     elif elsewhere:
-        raise ImportError(f"there is neither a module {module!r} nor {path} where the tasks run")
+        raise ImportError(f"there is no module {module!r}, nor {path}, where the tasks run")
     elif path is not None:
         spec = importlib.util.spec_from_file_location(module, path)
         if spec is None or spec.loader is None:
@@ -5938,8 +5938,8 @@ class _Execution:
                 return self.loaded(data, task_id)
         _, task_id, i = source  # "item", of a result that is a list, tuple or dict
         # Without a database, the scheduler has looked for the item before it sent the job.
-        is_local = self.run.info["db_path"] is not None
-        if is_local and (data := self._look(_select_item, task_id, item=i)) is not None:
+        has_database = self.run.info["db_path"] is not None
+        if has_database and (data := self._look(_select_item, task_id, item=i)) is not None:
             return self.loaded(data, task_id)
         # No task expanded over the result when it was stored: so only the whole is there.
         whole = self.loaded(dict(self.xcoms(task_id, "return_value"))[-1], task_id)

@@ -4393,7 +4393,7 @@ class ValuesTest(Case):
             stored = liteflow._dump(module.Dot())
             self.assertIsInstance(liteflow._load(stored), module.Dot)
             del module.Dot
-            why = r"the value needs shapes\.Dot, which is not here \(.*--from that task\)"
+            why = r"the value needs shapes\.Dot, which is not here \(.*--from TASK\)"
             for there, kind in (module, AttributeError), (None, ImportError):
                 sys.modules["shapes"] = there
                 with self.assertRaisesRegex(kind, why):
