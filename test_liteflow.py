@@ -13599,7 +13599,7 @@ class RunnersTest(Case):
         self.assertEqual(run.xcom_pull("count"), [[20_000, 5]] * 9)
         self.assertEqual(run.xcom_pull("g.own"), [[1, 1], [2, 2]])
         self.assertEqual(run.xcom_pull("place"), [0, 1])
-        self.assertIn("only their element", run.get_task_instance("pull", 0).error)
+        self.assertIn("only their own element", run.get_task_instance("pull", 0).error)
         self.assertLess(max(sizes), 30_000)
 
     def test_a_kept_result_is_mapped_over_on_a_foreign_executor(self):
