@@ -4762,27 +4762,36 @@ class _Store:
 
     def sync(self) -> bool:
         """Wait until no power cut can undo a commit. Return False if the caller should close the
-        database instead: its WAL is large or missing, or the only place where the tables are."""
+        database instead: its WAL is missing, or the only place where the tables are."""
         # Closing this file drops no locks: SQLite's are on the database and the -shm.
-        with contextlib.suppress(OSError), open(f"{self.path}-wal", "rb") as wal:
+        with contextlib.suppress(DatabaseError, OSError), open(f"{self.path}-wal", "rb") as wal:
             if os.stat(self.path).st_size <= _PAGE_SIZE:
                 return False
             getattr(os, "fdatasync", os.fsync)(wal.fileno())  # as in SQLite; macOS has none
-            return os.fstat(wal.fileno()).st_size <= _WAL_PAGES * _PAGE_SIZE
+            if os.fstat(wal.fileno()).st_size > _WAL_PAGES * _PAGE_SIZE:
+                self._empty_wal()
+            return True
         return False
+
+    def _empty_wal(self) -> bool:
+        """Copy the WAL into the file, and cut it. Return False if somebody reads what is in it: it
+        is not waited for, because SQLite would hold the write lock meanwhile."""
+        execute = self._connection.execute
+        with self.transaction(""):
+            execute("PRAGMA busy_timeout=0").fetchone()
+            [(busy, *_)] = execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000:.0f}").fetchone()
+        return not busy
 
     def close(self, is_last: bool = True) -> None:
         """Close the connection. The last process that closes copies the WAL into the file, and
         leaves no -wal and no -shm. A liteflow reader prevents that for milliseconds, so it is tried
         for a second; a -wal that stays does no harm. `is_last`: this process has no other store."""
-        busy, deadline = is_last, _monotonic() + 1.0
+        deadline = _monotonic() + 1.0
         try:
             with contextlib.suppress(DatabaseError):
-                while busy and _monotonic() < deadline:
-                    with self.transaction(""):  # not around the loop: other threads would wait
-                        [(busy, *_)] = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-                    if busy:
-                        time.sleep(0.02)
+                while is_last and not self._empty_wal() and _monotonic() < deadline:
+                    time.sleep(0.02)
         finally:  # a Ctrl-C, after a prune say, ends the wait
             with _in_sqlite:
                 self._connection.close()

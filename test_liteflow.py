@@ -10590,11 +10590,20 @@ class KeptFileTest(QueueCase):
         self.assertEqual(len(list(PoolTest.descriptors())), before)
         self.assert_nothing_left()
 
-    def test_one_whose_wal_is_large_is_closed(self):
+    def test_a_large_wal_is_cut_and_no_run_waits_for_who_reads_it(self):
+        wal = Path(f"{self.db}-wal")
         with mock.patch.object(liteflow, "_WAL_PAGES", 2), WorkerPool(1) as pool:
-            self.go(pool)
-            self.go(pool)
-            self.assert_nothing_left()
+            opened = [self.go(pool) for _ in range(3)]
+            self.assertEqual(wal.stat().st_size, 0)
+            with contextlib.closing(sqlite3.connect(self.db)) as reader:
+                reader.execute("BEGIN")
+                reader.execute("SELECT * FROM dag_run").fetchall()
+                opened += [self.go(pool) for _ in range(2)]
+            self.assertGreater(wal.stat().st_size, 2 * liteflow._PAGE_SIZE)
+            limit = pool._kept_store._connection.execute("PRAGMA busy_timeout").fetchall()
+            self.assertEqual(limit, [(liteflow._BUSY_SECONDS * 1000,)])
+        self.assertEqual(opened, [1, 0, 0, 0, 0])
+        self.assertEqual(sorted(self.folder.glob("*.db-*")), [])
 
     @unittest.skipUnless(hasattr(os, "fork"), "it forks")
     def test_a_process_that_is_forked_leaves_it_alone(self):
