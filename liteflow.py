@@ -4232,6 +4232,7 @@ CREATE TABLE IF NOT EXISTS dag_run (
     UNIQUE (dag_id, run_id)
 ) STRICT;
 CREATE INDEX IF NOT EXISTS dag_run_of_dag ON dag_run (dag_id);
+CREATE INDEX IF NOT EXISTS dag_run_by_date ON dag_run (dag_id, logical_date);
 CREATE INDEX IF NOT EXISTS dag_run_running ON dag_run (state) WHERE state = 'running';
 CREATE TABLE IF NOT EXISTS task_instance (
     id INTEGER PRIMARY KEY,

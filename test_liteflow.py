@@ -3436,6 +3436,18 @@ class StoreTest(StoreCase):
         os.unlink(f"{self.db}-wal")
         self.assertFalse(store.sync())
 
+    def test_a_dag_s_latest_runs_are_found_without_a_look_at_all_of_them(self):
+        self.small()
+        before = {"state": "success", "of_earlier": "2000"}  # what each worker asks in each run
+        for by, more in ("id", {}), ("id", {"state": "success"}), ("logical_date", before):
+            with self.subTest(by=by), contextlib.closing(sqlite3.connect(self.db)) as connection:
+                asked: list[str] = []
+                connection.set_trace_callback(asked.append)
+                liteflow._find_run(connection, by, dag_id="small", **more)
+                connection.set_trace_callback(None)
+                plan = connection.execute(f"EXPLAIN QUERY PLAN {asked[0]}").fetchall()
+                self.assertRegex("; ".join(step[3] for step in plan), r"^SEARCH [^;]*INDEX[^;]*$")
+
     def test_a_new_file_is_private_and_set_up_as_designed(self):
         self.small()
         self.assertEqual(self.db.stat().st_mode & 0o777, 0o600)
