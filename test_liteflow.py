@@ -3438,7 +3438,7 @@ class StoreTest(StoreCase):
 
     def test_a_dag_s_latest_runs_are_found_without_a_look_at_all_of_them(self):
         self.small()
-        before = {"state": "success", "of_earlier": "2000"}  # what each worker asks in each run
+        before = {"state": "success", "dated_before": "2000"}  # what each worker asks in each run
         for by, more in ("id", {}), ("id", {"state": "success"}), ("logical_date", before):
             with self.subTest(by=by), contextlib.closing(sqlite3.connect(self.db)) as connection:
                 asked: list[str] = []
