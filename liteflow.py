@@ -11798,7 +11798,7 @@ def _facts_of(error: str) -> list[str]:
     cause = before.rpartition("\nThe above exception was the direct cause of")[0].strip()
     cause = cause.removesuffix('"""').rstrip()  # as multiprocessing quotes that of a child
     facts += [f"caused by {_own_line(cause)}"] if cause else []
-    if error.endswith("killed by SIGKILL"):  # a worker; a command's end is an exception with a place
+    if error.endswith("killed by SIGKILL"):  # a worker was
         facts.append("by somebody, or by the system, as it does when memory runs out")
     return [*facts, *filter(None, [_place_of(error)])]
 
