@@ -8558,7 +8558,9 @@ class _SlotRunner(_Runner):
                 self._lend()
             check()
             self.wait(_ANSWER)
-        return _found_by_name(info, *self._found)
+        context = self._pool._asked_context or "fork"
+        has_main = not self.since or _start_context(context).get_start_method() == "fork"
+        return _found_by_name(info, *self._found, has_main)
 
     def _join(self, slot: _Slot) -> None:
         """Let its worker import the DAG; whoever does so first says which tasks are there."""
@@ -9093,16 +9095,24 @@ def _of_replaced() -> str:
     return "" if is_same else f": {__file__} was replaced: restart the program"
 
 
-def _found_by_name(info: dict[str, Any], missing: Sequence[str], named: set[str]) -> set[str]:
-    """The ids of tasks found by function name alone. Raises UnreachableTask if any is missing."""
+def _found_by_name(
+    info: dict[str, Any], missing: Sequence[str], named: set[str], has_main: bool
+) -> set[str]:
+    """The ids of tasks found by function name alone. Raises UnreachableTask if any is missing;
+    `has_main`: the workers have this program's `__main__`."""
     if not missing:
         return named
     few, (module, dag_id, earlier) = _few(map(repr, missing), 5), info["key"]
     module = repr(module) if module else "of its function"
     often = f" {earlier + 1} times" if earlier else ""  # a `@dag` may be called again below a guard
     s, it = ("s", "them") if len(missing) > 1 else ("", "it")
+    lost = f"task{s} {few} can't be found in a worker process"
+    if info["key"][0] == "__main__" and not has_main:  # a notebook's, or a zip's
+        raise UnreachableTask(
+            f"{lost}, where `__main__` is another program: import the DAG from a module that it has"
+        )
     raise UnreachableTask(
-        f"task{s} {few} can't be found in a worker process: importing the module {module} does not "
+        f"{lost}: importing the module {module} does not "
         f"build DAG {dag_id!r} with {it}{often}, and without it only a function or class of a "
         "module is found. Build the DAG at the top level of its module, alike at each import, not "
         'below `if __name__ == "__main__":`, or define the functions and classes there'
@@ -9138,12 +9148,7 @@ class _ExecutorRunner(_Runner):
             check()
             self.wait(0.5)
         missing, named = marshal.loads(asked.result())
-        if missing and info["key"][0] == "__main__":
-            raise UnreachableTask(
-                f"task {missing[0]!r} can't be found by the executor's workers, where `__main__` "
-                "is another program: import the DAG from a module that they have"
-            )
-        return _found_by_name(info, missing, named)
+        return _found_by_name(info, missing, named, has_main=False)  # it may be elsewhere
 
     def _submit(self, attempt: _Attempt | None, *message: Any) -> Future[bytes]:
         future = self._executor.submit(_run_remotely, self._info, marshal.dumps(message))

@@ -6231,7 +6231,7 @@ class FindingTest(Case):
             textwrap.dedent(
                 """
             import os, threading
-            from liteflow import DAG, WorkerPool, task
+            from liteflow import DAG, UnreachableTask, WorkerPool, task
             from pkg import flow
             threading.Thread(target=threading.Event().wait, daemon=True).start()
             with DAG("packaged") as dag:
@@ -6244,11 +6244,19 @@ class FindingTest(Case):
                     runs = [x.run(executor=pool) for x in (dag, flow.dag, dag)]
                     print([run.state for run in runs] == ["success"] * 3)
                     print(runs[0].xcom_pull("f") == runs[2].xcom_pull("f"))
+                try:
+                    dag.run(mp_context="spawn")
+                except UnreachableTask as error:
+                    print(error)
             """
             )
         )
         done = self.python("-W", "error", "-m", "pkg")  # no other process can import that
-        self.assertEqual((done.stdout, done.stderr), ("True\nTrue\n", ""))
+        said = (
+            "True\nTrue\ntask 'f' can't be found in a worker process, where `__main__` is another "
+        )
+        said += "program: import the DAG from a module that it has\n"
+        self.assertEqual((done.stdout, done.stderr), (said, ""))
 
     def test_what_stands_at_the_margin_inside_a_guard_does_not_end_it(self):
         script = self.folder / "script.py"
@@ -13475,7 +13483,7 @@ class RunnersTest(Case):
         found.set_result(marshal.dumps((["f"], set())))
         runner = liteflow._ExecutorRunner(mock.Mock(submit=lambda *_: found))
         info = {"db_path": None, "key": ("__main__", "d", 0)}
-        elsewhere = "'f' can't be found by the executor's workers, where `__main__` is another"
+        elsewhere = "'f' can't be found in a worker process, where `__main__` is another program"
         with self.assertRaisesRegex(UnreachableTask, elsewhere):
             runner.begin(info, [], 1, bool)
 
