@@ -24253,7 +24253,7 @@ class TheListOfPromisesTest(unittest.TestCase):
 
 class Promise1Test(KilledAtCommitsCase):
     """A task recorded as succeeded never runs again in that run, unless a task that it waits for
-    does, the code gives it results of other tasks, or somebody clears it. Its state, result, XComs
+    does, the code now gives it other tasks' results, or somebody clears it. Its state, result, XComs
     and log are one transaction, and a task starts only after those it waits for are committed."""
 
     # A diamond, a retry, a failure, a skip, a large value and a fanned part. Every task says when
@@ -25488,7 +25488,7 @@ class Promise6Test(Case):
 
 class Promise7Test(Case):
     """A wrong graph, an unknown task, a function or argument that cannot reach a worker is refused
-    before anything runs, and nothing is written (of a submitted run, its refusal)."""
+    before anything runs, and nothing is written (for a submitted run, only its refusal)."""
 
     def test_each_is_refused_and_no_file_is_made(self):
         for source, kind, words in (
@@ -25590,8 +25590,7 @@ class Promise7Test(Case):
 
 
 class Promise8Test(Case):
-    """Looking never executes and never writes: no command that reads unpickles or changes
-    anything."""
+    """Looking never executes and never writes: a look unpickles nothing and changes nothing."""
 
     LOOKS = (
         ("list",),
@@ -25804,7 +25803,7 @@ class Promise8Test(Case):
 
 
 class Promise9Test(StoreCase):
-    """A file that is not ours, or is newer than us, is refused and left byte for byte as it
+    """A file that is not liteflow's, or newer than it, is refused and left byte for byte as it
     was."""
 
     def test_text_and_garbage(self):
