@@ -13249,24 +13249,24 @@ RUN is a DAG's id (its newest run), DAG/RUN, or a unique part of a run's id or l
 _RUN_OPTIONS = """
 --run-id ID  the new run's id, or the one to resume
 --logical-date ISO  the date that the run is for
---resume  go on with the newest run, or --run-id
+--resume  go on with the newest run, or with --run-id
 --conf JSON  a JSON object for the run
--p,--param KEY=VALUE...  one key of it; the value as JSON, or as text where that is wanted
---max-workers N  processes (default: CPUs)
+-p,--param KEY=VALUE...  one key of it; VALUE is JSON, or text if it is no JSON or KEY takes text
+--max-workers N  how many worker processes (default: CPUs)
 --pool NAME=N...  the size of a pool
---from TASK...  run TASK of the newest run, or of --run-id, again, and what hangs on it
---wait  wait while another run rules it out
+--from TASK...  run TASK of the newest run (or of --run-id) again, and all downstream of it
+--wait  wait as long as other runs of the DAG rule this one out
 -q,--quiet  say nothing unless the run fails
---logs  show what the tasks print, prefixed
---task TASK  run TASK (or TASK[INDEX]) of the newest run, or of --run-id, here and now, with its \
-recorded inputs; nothing is recorded, and breakpoint() works
+--logs  show what the tasks print, behind their names
+--task TASK  run TASK (or TASK[INDEX]) of the newest run (or of --run-id) alone, in this process, \
+with its recorded inputs; nothing is recorded, and breakpoint() works
 --graph  print the DAG as Mermaid; run nothing"""
 
 _RUN_EXAMPLES = """
 $                        run it
 $ --conf '{"limit": 3}'  with parameters
 $ --resume               go on with a run that failed or was cut off
-$ --from load            run `load` again, and what hangs on it
+$ --from load            run `load` again, and all downstream of it
 $ --task load            run `load` alone, here, recording nothing
 $ --graph                draw it, without running"""
 
@@ -13274,18 +13274,18 @@ $ --graph                draw it, without running"""
 _COMMANDS = f"""\
 run: run a DAG of a file
 FILE
-[DAG]  which, if the file defines several{_RUN_OPTIONS}
+[DAG]  the DAG to run, if the file defines several{_RUN_OPTIONS}
 $ flow.py                   the one DAG of the file
 $ flow.py etl --resume      one of several; go on with its newest run
-$ flow.py --quiet           for cron: no word unless it fails
+$ flow.py --quiet           for cron: prints nothing unless it fails
 
 scaffold: print a small workflow to start from
 $ > my_workflow.py
 
 visualize: draw a run as a Mermaid flowchart
 RUN  a DAG's id (its newest run), DAG/RUN, or a unique part of a run's id
---gantt  when each attempt ran, instead
---direction {"|".join(_DIRECTIONS)}  of the flowchart (default: TD, LR if wide)
+--gantt  draw when each attempt ran, instead
+--direction {"|".join(_DIRECTIONS)}  which way the flowchart runs (default: TD, or LR if wide)
 --output PICTURE  write a file: .mmd, or .md for a page
 -q,--quiet  say nothing unless it fails
 --url  print a mermaid.live link instead
@@ -13294,57 +13294,57 @@ $ etl --gantt               when each attempt ran
 $ etl --output run.md       a page: both diagrams, tasks, errors, logs
 $ etl --url                 a link that holds the diagram
 
-page: one HTML file, to be opened in a browser or put beside a web server
-[RUN]  a DAG's id (its runs as a grid), DAG/RUN, or a part of a run's id; else all DAGs
---output FILE.html  write it there
+page: write runs as one HTML file, for a browser or a web server
+[RUN]  a DAG's id (its runs as a grid), DAG/RUN, or a part of a run's id (default: all DAGs)
+--output FILE.html  the file to write
 -q,--quiet  say nothing unless it fails
 $ --output all.html         all DAGs with their last runs
 $ etl --output etl.html     the grid of a DAG's runs
 $ etl/run7 --output run.html   one run: failures, graph, timeline, tasks, values
 
-list: the DAGs that ran
+list: list the DAGs that ran
 [DAG]
 --json  print one JSON document
---check  only those in trouble; 1 if any
---max-age AGE  how old a last success may be: 26h, 2d
+--check  list only DAGs in trouble, and exit with 1 if there are any
+--max-age AGE  with --check: how old a DAG's last success may be: 26h, 2d
 $                           with the age of each DAG's last success
 $ --check --max-age 26h     exits 1, and says why, if one is in trouble
-$ weekly --check --max-age 8d   of one DAG, where each has an age of its own
+$ weekly --check --max-age 8d   one DAG, if each has an age of its own
 
-runs: the runs, newest first
+runs: list the runs, newest first
 [DAG]
---since AGE  those that ran in the last 24h, 7d, ..., or since a date, whenever they began
---state queued|running|success|failed  only those
+--since AGE  only runs that ran in the last 24h, 7d, ... or since a date, even if begun before
+--state queued|running|success|failed  only runs in that state
 -n,--limit N  at most N (default: 50)
 --json  print one JSON document
 $ etl                       the runs of a DAG
 $ --since 24h --state failed   what failed since yesterday, and why
 
-show: the tasks of a run, or one task's attempts and values
-[RUN]  the newest one unless given
+show: show the tasks of a run, or one task's attempts and values
+[RUN]  (default: the newest run)
 [TASK]
---state {"|".join(sorted(_TASK_STATES))}|interrupted|none  only those
--f,--follow  until a live run ends
+--state {"|".join(sorted(_TASK_STATES))}|interrupted|none  only tasks in that state
+-f,--follow  go on showing a live run until it ends
 --json  print one JSON document
 $ etl                       the tasks of the newest run of `etl`
 $ etl load                  a task's attempts, values, error, end of its log
 $ etl --state failed        only what failed, every mapped instance
 $ etl --follow              a live run, until it ends; exits 1 if it failed
 
-logs: what a run's tasks printed
-[RUN]  the newest one unless given
+logs: print what a run's tasks printed
+[RUN]  (default: the newest run)
 [TASK]
 --try N  only attempt N
--f,--follow  also what comes, until the run ends
+-f,--follow  go on with what tasks print until the run ends
 --raw  leave escape sequences as they are
 $ etl                       all that the newest run printed
 $ etl 'load[3]' --try 1     one attempt
 $ etl --follow              of a live run, until it ends
 
-clear: put tasks of a finished run back, for a resume to run again
+clear: mark tasks of a finished run, for a resume to run them again
 RUN
 TASK...
---only  not what hangs on them
+--only  only these tasks, not those downstream of them
 $ etl load                  then: python3 flow.py --resume
 
 stop: end a run that another process works on
@@ -13354,21 +13354,21 @@ $ etl
 prune: delete old runs, and give the space back
 [DAG]
 --keep N  keep the N newest of each DAG
---older-than AGE  only those that began before: 30d, 12w, a date
---values  only the values of successful runs; keep the rest
---dry-run  say what would go
+--older-than AGE  only runs that began longer ago: 30d, 12w, or before a date
+--values  delete only the values of successful runs; keep the rest
+--dry-run  only say what would be deleted
 -q,--quiet  say nothing unless it fails
-$ --older-than 30d --dry-run   what would go
+$ --older-than 30d --dry-run   what would be deleted
 $ etl --keep 10             all but the ten newest runs of `etl`
-$ --values                  keep history and logs, drop values of successes
+$ --values                  keep history and logs, delete values of successes
 
 delete: delete a run with its values and logs, or a DAG with all its runs
 RUN  a whole run id, or DAG/RUN
 --all  all runs of the DAG that RUN names, and what is known of it
---yes  don't ask, as --all does where there is a terminal
---dry-run  say what would go
+--yes  for --all: don't ask before (needed where there is no terminal)
+--dry-run  only say what would be deleted
 $ etl/manual__2026-01-31T06:00:00.000000+00:00
-$ old_etl --all             a DAG that there is no more
+$ old_etl --all             a DAG that is no longer used
 
 backup: copy the database, also while a run writes
 FILE  the new file
@@ -13449,7 +13449,7 @@ def _parser(name: str, text: str, block: str, more: str = "") -> Any:
     parser.exit = lambda *said: sys.exit(_exit_code(lambda: leave(*said)))
     for line in filter(None, arguments.splitlines()):
         _add_argument(parser, line)
-    which = "the database (else the DAG's, where its script runs, $LITEFLOW_DB, or liteflow.db)"
+    which = "the database (default: the DAG's if its script runs, else $LITEFLOW_DB or liteflow.db)"
     parser.add_argument("--db", metavar="PATH", help=which)
     return parser
 
@@ -13467,7 +13467,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     blocks = dict(block.split(": ", 1) for block in _COMMANDS.split("\n\n"))
     listed = "\n".join(f"{name:<11}{block.splitlines()[0]}" for name, block in blocks.items())
     group = parser.add_argument_group("commands, each with its own --help", listed)
-    how: Any = {"metavar": "COMMAND", "help": "one of these, and its own arguments"}
+    how: Any = {"metavar": "COMMAND", "help": "one of these, then its own arguments"}
     group.add_argument("command", nargs=argparse.PARSER, choices=blocks, **how).required = False
     options = parser.parse_args(argv)
     if options.command is None:
