@@ -12471,12 +12471,12 @@ from liteflow import DAG, task
 
 with DAG("my_etl", description="Orders to a report") as dag:
 
-    # A task is a function. A failed one is tried again, here twice, a second later.
+    # A task is a function. If it fails, it is tried again: here twice, a second later.
     @task(retries=2, retry_delay=1)
     def extract() -> list[dict]:
         return [{"item": "tea", "price": 3}, {"item": "cake", "price": 4}]
 
-    # What a task returns is handed on: taking it makes `total` wait for `extract`.
+    # `total` takes what `extract` returns. So it waits for `extract`.
     @task
     def total(orders: list[dict]) -> int:
         return sum(order["price"] for order in orders)

@@ -11,7 +11,7 @@ teardown that runs whatever the work between did. To run it on Airflow, too, and
     mkdir -p $AIRFLOW_HOME/dags
     sed -E 's/^from liteflow import (.*)  # (airflow[.a-z]*)$/from \2 import \1/' \
         examples/airflow_etl.py > $AIRFLOW_HOME/dags/airflow_etl.py
-    /tmp/airflow-venv/bin/python - <<'END'     # states there; `show airflow_etl` has those here
+    /tmp/airflow-venv/bin/python - <<'END'     # Airflow's states; `show airflow_etl` has liteflow's
     from airflow_etl import dag
     for ti in dag.test().get_task_instances(): print(ti.task_id, ti.map_index, ti.state)
     END

@@ -1,13 +1,13 @@
-"""How fast liteflow is, against the bare process pool doing the same calls and keeping nothing.
+"""How fast liteflow is, beside a bare process pool that makes the same calls and stores nothing.
 
     python3 examples/benchmark.py              a Markdown table, in under two minutes
     python3 examples/benchmark.py --only wide --only chain
     python3 examples/benchmark.py --json       for a program
 
-Both sides take turns in one run, and the ratio of their medians counts: it says more than the
-times, which are this machine's. Liteflow runs with its defaults, everything persisted; what is
-warm runs in one file, as in a program, all else each time in a new one. Each result is checked. The
-bytecode of both sides is cached first.
+Both sides take turns in one run. What counts is the ratio of their medians, as the times depend on
+the machine. liteflow runs with its defaults and stores everything. Runs on warm workers share one
+file, as in a program; every other run gets a new file. Each result is checked, and the bytecode of
+both sides is cached before.
 """
 
 import argparse
@@ -40,7 +40,7 @@ METHODS = ("forkserver", "fork") if sys.platform != "win32" else ("spawn",)
 
 
 def noop() -> None:
-    """What costs nothing but the way there and back."""
+    """Does nothing: its cost is the way to a worker and back."""
 
 
 def add_one(x: int) -> int:
@@ -97,7 +97,7 @@ def plain_payload(pool: ProcessPoolExecutor) -> None:
 
 
 def plain_layered(pool: ProcessPoolExecutor) -> None:
-    """The 171 calls of complex_workflow.py, each when what it takes is there."""
+    """The 171 calls of complex_workflow.py, each as soon as its arguments are there."""
     generators, processors = layered.GENERATORS, layered.PROCESSORS
     done: dict[tuple[str, int], object] = {}
     running = {pool.submit(layered.numbers, i): ("g", i) for i in range(generators)}

@@ -1,12 +1,12 @@
 """Past one machine: the same DAG on a Dask cluster.
 
     python3 -m venv /tmp/dask && /tmp/dask/bin/pip install distributed
-    /tmp/dask/bin/python examples/dask_cluster.py                       one made for it
-    /tmp/dask/bin/python examples/dask_cluster.py tcp://scheduler:8786  one that is there
+    /tmp/dask/bin/python examples/dask_cluster.py                       makes a cluster
+    /tmp/dask/bin/python examples/dask_cluster.py tcp://scheduler:8786  takes that one
 
-Each task is one `submit` to the executor that Dask gives; results, states and retries are recorded
-here, in one file. What an engine can't do (end a task at its timeout, capture its output) stands in
-the README. Here a task kills its worker once: a failed attempt, which is retried elsewhere.
+Each task is one `submit` to Dask's executor; results, states and retries are recorded on this
+machine, in one file. The README says what such an executor can't do (end a task at its timeout,
+capture its output). One task kills its worker once: that attempt fails, and is retried elsewhere.
 """
 
 import os

@@ -3,8 +3,8 @@
     python3 examples/embedded.py                 serves on a free port, uses itself, and ends
     python3 examples/embedded.py --runs 1000     and checks that so many runs leave nothing behind
 
-One `WorkerPool` runs all: `submit` records a run before it returns, and `recover` goes on, at
-start-up, with those that an earlier process has left.
+One `WorkerPool` runs everything. `submit` records a run before it returns. At start-up, `recover`
+goes on with the runs that an earlier process has left.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A web service on FastAPI whose requests are runs: none that was accepted is lost.
+"""A web service on FastAPI: a request starts a run, and no accepted request is lost.
 
     pip install fastapi uvicorn
     python3 examples/fastapi_service.py              serves on port 8000
@@ -6,9 +6,9 @@
     curl localhost:8000/reports/RUN_ID
     curl -N localhost:8000/reports/RUN_ID/events     what happens, as it happens
 
-POST answers once the run is in the database. SIGTERM ends the server in order; after a crash, or in
-the next process, `recover` goes on with what is left. Several processes (gunicorn's workers, say)
-may share the database: each run is begun by one of them.
+POST answers once the run is in the database. SIGTERM ends the server in order. The next process,
+after a crash too, goes on with the runs that are left, by `recover`. Several processes (gunicorn's
+workers, say) may share the database: each run is begun by one of them.
 """
 
 import asyncio
@@ -45,8 +45,8 @@ dag.db_path = os.environ.get("LITEFLOW_DB", "service.db")
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """The pool lives as long as the server. At its end what runs ends, too, and what has not begun
-    stays in the database; `stop=True` would cut off what runs, for `recover` to go on with."""
+    """The pool lives as long as the server. At the end it waits for the runs that have begun; the
+    others stay in the database. `stop=True` would cut off the former, for `recover`."""
     app.state.pool = pool = WorkerPool(2)
     await asyncio.to_thread(pool.recover, dag)
     yield

@@ -6,7 +6,7 @@ counts are summed up, and a Markdown report and a small SQLite table are written
     python3 examples/stdlib_census.py --help
 
 The report lies in `census/` in the working directory, or in $CENSUS_DIR. `count_plainly` computes
-the same numbers in one process; the last task compares.
+the same numbers in one process, and the last task compares both.
 """
 
 import ast
