@@ -9319,33 +9319,34 @@ class _InProcessRunner(_ExecutorRunner):
 
 # --- Run: owners ----------------------------------------------------------------------------------
 
-_owner_files: dict[str, int] = {}  # the locked files of this process's runs, by their owners
+_owner_files: dict[str, int] = {}  # by owner: the descriptor of its locked file, in this process
 
 
 @contextlib.contextmanager
 def _owned_folder(path: str) -> Iterator[tuple[str, str]]:
-    """An owner for a run, and its private folder beside the database, for its workers' logs (not
-    in /tmp, which is often memory), with a file that the kernel keeps locked while the run lasts.
+    """Make an owner, and its folder beside the database, for workers' logs (/tmp is often memory).
+    Yields both; removes the folder at the end. Raises DatabaseError.
 
-    The run's row names the owner, who lives while the file is locked, and is dead once it is free:
-    that is known at once, in containers that share the folder, too, and whatever the clock says.
+    The folder holds a file `owner`, which this process keeps locked. Runs name their owner in their
+    rows: it is alive while its file is locked, else dead. So a death is known at once, also in
+    another container that shares the folder, and whatever the clock says.
     """
     _sweep(path)
-    # Other users who may read the database may see whether the owner lives, and nothing else. Those
-    # who may not must not open the file: by a lock on it they would keep a dead owner alive.
+    # Users who may read the database may open the file, to see whether it is locked, but not list
+    # the folder. Others must not open it: a lock of theirs would make a dead owner look alive.
     mode = 0o711
-    with contextlib.suppress(OSError, AttributeError):  # Windows has no such users
-        found = os.stat(path)
-        mode = 0o700 if found.st_uid == os.geteuid() and not found.st_mode & 0o044 else mode
+    with contextlib.suppress(OSError, AttributeError):  # Windows has no geteuid
+        database = os.stat(path)
+        mode = 0o700 if database.st_uid == os.geteuid() and not database.st_mode & 0o044 else mode
     while True:
         owner = os.urandom(8).hex()
         folder = f"{path}-run-{owner}"
         file = -1
         try:
-            os.mkdir(folder, mode)  # by calls that tests of tasks seldom replace
+            os.mkdir(folder, mode)  # tests of tasks often patch pathlib's methods, seldom os
             file = os.open(f"{folder}/owner", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            # Whatever the umask: who can't open the file takes a dead owner for a living one.
-            with contextlib.suppress(OSError):  # a file system may have no such modes
+            # Whatever the umask is: to users who can't open the file a dead owner looks alive.
+            with contextlib.suppress(OSError):  # the file system may not support modes
                 os.chmod(f"{folder}/owner", 0o644)
                 os.chmod(folder, mode)
             os.write(file, json.dumps({"liteflow": __version__}).encode())
@@ -9356,9 +9357,9 @@ def _owned_folder(path: str) -> Iterator[tuple[str, str]]:
                 os.close(file)
             _remove_folder(folder)
             if isinstance(error, FileNotFoundError) and os.path.exists(path):
-                continue  # another run swept it before it was marked
+                continue  # another process swept the folder before the file was in it
             raise DatabaseError(f"{folder} can't be made: {error.strerror}") from None
-        os.close(file)  # another run swept it before it was locked
+        os.close(file)  # another process swept the folder before the file was locked
     _owner_files[owner] = file
     try:
         yield owner, folder
@@ -9368,7 +9369,7 @@ def _owned_folder(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _let_go_in_child() -> None:
-    """In a process that was forked, let go of the locks and workers: they are its parent's."""
+    """In a forked process, close the locked files and let go of the slots: its parent has them."""
     while _owner_files:
         os.close(_owner_files.popitem()[1])
     _let_go_of_slots()
@@ -9379,21 +9380,22 @@ if hasattr(os, "register_at_fork"):
 
 
 def _lock(file: int, shared: bool) -> bool:
-    """Lock an open file; False if somebody else has."""
+    """Lock an open file, without waiting. Returns False if somebody else's lock is in the way."""
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, ImportError) as error:
-        return isinstance(error, ImportError)  # Windows, where no worker runs
+        return isinstance(error, ImportError)  # Windows has no fcntl; no worker runs there
     return True
 
 
 def _open_mark(folder: str) -> io.BufferedReader:
-    """Open the owner's file, but not through a link. Raises OSError."""
+    """Open the file `owner` in a folder, but follow no link, nor wait at a pipe. Raises OSError."""
     more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return open(f"{folder}/owner", "rb", opener=lambda file, flags: os.open(file, flags | more))
 
 
 def _owner_lives(path: str, owner: str | None) -> bool:
+    """Whether an owner of runs in the database at `path` is alive."""
     if owner in _owner_files:
         return True
     if not re.fullmatch(r"[0-9a-f]{16}", owner or ""):
@@ -9403,48 +9405,49 @@ def _owner_lives(path: str, owner: str | None) -> bool:
             return not _lock(mark.fileno(), shared=True)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError:  # another user's, which can't be looked at: rather refused than run twice
+    except OSError:  # it may not be opened, say: better to refuse a run than to run it twice
         return True
 
 
 def _sweep(path: str) -> None:
-    """Remove dead owners' folders: only what bears our mark, or was to, never through a link."""
+    """Remove the folders of dead owners of this database, but none of a user's, nor by a link."""
     folder, name = os.path.split(path)
     names: list[str] = []
-    with contextlib.suppress(OSError):  # a folder may let files be made in it, and not be listed
-        # By name first: a folder like /tmp may hold thousands of others.
+    with contextlib.suppress(OSError):  # one may make files in the folder, but perhaps not list it
+        # By name first: a folder like /tmp may hold thousands of other files.
         names = [each for each in os.listdir(folder) if each.startswith(f"{name}-run-")]
     for each in names:
         owned = os.path.join(folder, each)
-        if re.fullmatch(r"[0-9a-f]{16}", each.removeprefix(f"{name}-run-")):  # not a user's own
+        if re.fullmatch(r"[0-9a-f]{16}", each.removeprefix(f"{name}-run-")):  # made by liteflow
             with contextlib.suppress(OSError):
-                os.rmdir(owned)  # empty: its owner was killed before it was marked
+                os.rmdir(owned)  # it succeeds if its owner was killed before it made the file
         with contextlib.suppress(OSError), _open_mark(owned) as mark:
             regular = stat.S_ISREG(os.fstat(mark.fileno()).st_mode)
-            # After a power cut the name may be there, and nothing of what was written.
+            # After a power cut the file may be there, but empty or full of zeros.
             marked = regular and mark.read(1000).strip(b"\0")[:11] in (b"", b'{"liteflow"')
-            # Shared, as in `_owner_lives`, which must not take this lock for that of an owner.
+            # A shared lock: `_owner_lives` tries one as well, and so takes this for no owner's.
             if marked and _lock(mark.fileno(), shared=True):
                 _remove_folder(owned)
 
 
 def _remove_folder(folder: str) -> None:
-    """Remove an owner's folder, if it bears our mark; by its descriptor, as a link may have taken
-    its place since it was looked at, where others can make files."""
+    """Remove an owner's folder, if the file `owner` is in it. Its files are reached by the folder's
+    descriptor: other users may have put a link in its place since it was checked."""
     flags = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0)
     with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as opened:
-        at = os.open(folder, flags) if flags else None  # Windows opens no folder
+        at = os.open(folder, flags) if flags else None  # Windows can't open folders
         if at is not None:
             opened.callback(os.close, at)
         names = os.listdir(folder if at is None else at)
-        names.remove("owner")  # it goes last, as it says whose the rest is
+        names.remove("owner")  # to be deleted last: without it nobody would remove the rest
         for name in (*names, "owner"):
             os.unlink(f"{folder}/{name}" if at is None else name, dir_fd=at)
-    with contextlib.suppress(OSError):  # it may be empty: not listed, for want of a descriptor
+    with contextlib.suppress(OSError):  # also if no descriptor was left to list it: it may be empty
         os.rmdir(folder)
 
 
 def _refusal(row: _Row, more: str = "") -> AlreadyRunning:
+    """The error for a run that is in the way: it says who runs it and since when, then `more`."""
     whose, since = row.owner_process, row.resumed_date or row.start_date
     whose = f"{whose}, since {since}" if row.state == "running" and since else whose
     return AlreadyRunning(f"run {row.run_id!r} of DAG {row.dag_id!r} is {row.state}: {whose}{more}")
