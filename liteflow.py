@@ -9457,17 +9457,17 @@ def _refusal(row: _Row, more: str = "") -> AlreadyRunning:
 
 
 class _LookAgain(Exception):
-    """The runs have changed since they were looked at."""
+    """The recorded runs have changed since `_Start._look_ahead` read them: it is to read again."""
 
 
-# What a run may be asked for: see `Dag.run`. Besides, `in_process`: run it as Dag.test does;
-# `again`: tasks, or TASK[INDEX], of the resumed run that are to run again; `in_line`: the _InLine
-# as which it waits for its turn; `command`: how its script was started; `logs`: show output, too.
+# The options of a run: those of `Dag.run`; `in_process`: run the tasks here, as Dag.test does;
+# `again`: tasks of the resumed run (TASK or TASK[INDEX]) that are to run again; `in_line`: its
+# _InLine, if it was submitted; `command`: how its script was started; `logs`: show tasks' output.
 _REQUEST = [*_Parameters(Dag.run).names[1:], *"in_process again in_line command logs".split()]
 
 
 class _Start:
-    """A run until its first task may start: what was asked for, checked, and what is recorded."""
+    """A run until its first task may start: it checks the request, finds the tasks, writes rows."""
 
     def __init__(self, dag: Dag, **options: Any) -> None:
         """Refuse wrong arguments and a wrong graph before anything is started or written."""
@@ -9486,31 +9486,32 @@ class _Start:
         self.progress = _Progress(asked.progress, asked.logs)
         self.runner = _Runner()
         self.recorded: _Row | None = None  # the run to resume
-        self._aside = _datetime.timedelta()  # added to now, if a run had that time already
-        self.reason: str | None = None  # why it was stopped, if it was
-        self._signals = _HeldSignals()  # those that are held back, once it executes
-        self._caught: list[int] = []  # signals that came, and are to end it
-        self._stop_is_set = getattr(asked.stop, "is_set", bool)  # bool() is False
-        self._calls: dict[str, tuple[_Call, str, _Settings]] = {}  # of each task: see `_job`
-        # Of a mapping, by its id(): digests, previews of results, a function for constants' ones.
+        self._aside = _datetime.timedelta()  # added to now for a new run's id, if that was taken
+        self.reason: str | None = None  # why the run was stopped, or closed by an error
+        self._signals = _HeldSignals()  # holds signals back once the run executes
+        self._caught: list[int] = []  # numbers of the signals that came to end the run
+        self._stop_is_set = getattr(asked.stop, "is_set", bool)  # bool() is False: no `stop`
+        self._calls: dict[str, tuple[_Call, str, _Settings]] = {}  # by task id: see `_job`
+        # By the id() of a mapping: digests, previews of results, a function for those of constants.
         self._keys: dict[int, tuple[list[str], Any, Any]] = {}
         self._store: Any = None
         self._batch = _Batch()
 
     def _hear_signal(self, number: int | None, frame: Any) -> None:
-        """One came, in the main thread; with its `number` if it is to end the run."""
-        # When a terminal is closed, its shell and the kernel both send SIGHUP.
+        """A signal came, in the main thread. `number` is None unless it is to end the run."""
+        # A SIGHUP counts only as the first: of a closed terminal, shell and kernel both send one.
         if number and not (self._caught and signal.Signals(number).name == "SIGHUP"):
             self._caught.append(number)
         self.runner.wake()
-        # All that a run tells goes through `_print`, whose callers suppress what is raised.
+        # The signal may have cut into `_print`, which waits until somebody reads a full pipe. If
+        # the run is to end at once, an error ends that wait; those who call `_print` suppress it.
         is_telling = getattr(frame, "f_code", None) is _print.__code__
         if is_telling and (self._signals.try_due() or len(self._caught) > 1):
             self.progress.mute()
-            raise BlockingIOError  # it waits for somebody to read what it tells
+            raise BlockingIOError
 
     def _check(self) -> None:
-        """Raises AirflowException if the run was told to stop before it has begun."""
+        """Raises AirflowException if the run was told to stop before it has begun, or _Taken."""
         self._signals.call_due()
         if self._caught or self._stop_is_set():
             raise AirflowException("stopped before the run began")
@@ -9518,13 +9519,13 @@ class _Start:
             self.asked.in_line.check()
 
     def _look_ahead(self) -> None:
-        """Decide which run it will be: a new one's id and date, or those of a recorded one."""
+        """Decide which run this is: a recorded one, or a new one and its id. Raises RunNotFound."""
         dag_id, run_id = self.dag.dag_id, self.asked.run_id
         if self.asked.resume:
             row = _read(self.path, _find_run, dag_id=dag_id, run_id=run_id)
             if row is None and run_id is None:
                 raise RunNotFound(f"DAG {dag_id!r} has no run in {self.path}: nothing to resume")
-            row = row or _read_run(self.path, dag_id, run_id)._row  # which raises
+            row = row or _read_run(self.path, dag_id, run_id)._row  # it raises RunNotFound
             if self._again:
                 _refuse_without_values(row)
             self.recorded, self.run_id = row, row.run_id
@@ -9535,15 +9536,16 @@ class _Start:
             self.logical_date = _aware(self.asked.logical_date or now)
 
     def _find_tasks(self) -> None:
-        """Let the first worker find every task, before anything is written. What takes time here
-        is done while the forkserver starts. Raises UnreachableTask."""
+        """Let the first worker find every task, before anything is written. What takes time stands
+        here because the server that forks workers is starting meanwhile. Raises UnreachableTask."""
         dag = self.dag
         info = self._info()
         calls = {task_id: _dump_call(task) for task_id, task in dag.task_dict.items()}
         pool = self.asked.executor
-        if not (isinstance(pool, WorkerPool) and pool._store_of(self.path)):  # which was checked
+        # A store that the pool has kept open was checked when it was opened.
+        if not (isinstance(pool, WorkerPool) and pool._store_of(self.path)):
             _check_before_run(self.path)
-        if self.recorded is None:  # a resume's plan depends on what is recorded
+        if self.recorded is None:  # a resume's plan is made of the recorded rows: see `_resumption`
             self.plan = _Plan(dag, self.logical_date, pools=self.pools, order=self._order)
         if not dag.task_dict:
             return
@@ -9555,21 +9557,21 @@ class _Start:
             names += " user_defined_macros user_defined_filters render_template_as_native_obj"
         own = {name: getattr(dag, name) for name in names.split()}
         of_dag = _dump_for_worker(f"DAG {dag.dag_id!r}", own, own) if by_name else b""
-        known: dict[Any, Any] = {}  # settings and calls, so that equal ones are kept once
+        shared: dict[Any, Any] = {}  # of equal settings, and of equal calls, only the first is kept
         for task_id, function, _ in tasks:
             named = task_id in by_name
             settings = (_dump_settings(dag.task_dict[task_id]), of_dag) if named else None
-            call = (calls[task_id], function, known.setdefault(settings, settings))
-            self._calls[task_id] = known.setdefault(call, call) if call[0] is _NO_CALL else call
+            call = (calls[task_id], function, shared.setdefault(settings, settings))
+            self._calls[task_id] = shared.setdefault(call, call) if call[0] is _NO_CALL else call
 
     def _first_jobs(self) -> int:
-        """How many jobs a new run has at first: so many workers may start side by side."""
+        """How many jobs a new run can send at first: as many workers may start side by side."""
         passed, jobs = set[str](), collections.Counter[str]()
         for task in self._order:
             if not passed.issuperset(task._upstream):
                 continue
             mapping = task._mapping
-            if isinstance(task, EmptyOperator):  # it takes no worker: what follows begins at once
+            if isinstance(task, EmptyOperator):  # it takes no worker: tasks below it may start, too
                 passed.add(task.task_id)
             elif mapping is None or mapping.source_ids:
                 jobs[task.pool] += 1
@@ -9604,7 +9606,7 @@ class _Start:
         }
 
     def _open_in_turn(self) -> None:
-        """Open the run; with `wait`, wait while another rules it out. Raises AlreadyRunning."""
+        """Open the run. If others must end first, `wait` for that, or else raise AlreadyRunning."""
         for turn in itertools.count():
             try:
                 return _until_unlocked(self.path, self._open, self._check)
@@ -9618,14 +9620,14 @@ class _Start:
 
     def _open(self) -> None:
         """Create or take over the run, in one transaction with all that a resume decides. Raises
-        _LookAgain if it was deleted or pruned, or has succeeded."""
+        AlreadyRunning, _LookAgain if the run was deleted or pruned meanwhile, or has succeeded."""
         store, self._news = self._store, []
         with store.transaction(waits=False):
             dag_id, own = self.dag.dag_id, self.dag.fileloc and os.path.abspath(self.dag.fileloc)
-            for known in store.look(_select_dags, dag_id=dag_id):
-                # Another script's: another DAG? A frozen program is unpacked elsewhere each time.
-                if own and known.fileloc not in (None, own) and not _FROZEN:
-                    self._news.append(f"note: DAG {dag_id!r} was that of {known.fileloc} so far")
+            for old in store.look(_select_dags, dag_id=dag_id):
+                # Perhaps two DAGs have one id. A frozen program is unpacked elsewhere each time.
+                if own and old.fileloc not in (None, own) and not _FROZEN:
+                    self._news.append(f"note: until now DAG {dag_id!r} was built by {old.fileloc}")
             row = self._found_or_made(store)
             self._make_way()
             if row is not None:
@@ -9637,12 +9639,12 @@ class _Start:
                 self.asked.in_line.begin()
 
     def look_at_params(self) -> None:
-        """Raises ParamValidationError for params that the run can't have."""
+        """Raises ParamValidationError for params that are missing or don't fit their schema."""
         self._look_ahead()
         self._info()
 
     def enqueue(self, store: _Store) -> None:
-        """Record the run, whose params were looked at, as queued."""
+        """Record the run as queued, after `look_at_params`."""
         while True:
             with contextlib.suppress(_LookAgain), store.transaction():
                 row = self._found_or_made(store)
@@ -9652,18 +9654,18 @@ class _Start:
             self.look_at_params()
 
     def _found_or_made(self, store: _Store) -> _Row | None:
-        """The recorded run, now that nobody else writes, closed if its owner died; None if it is a
-        new one, which is made. Raises _LookAgain, AlreadyRunning, DagRunAlreadyExists."""
+        """Under the write lock: the row of the run to resume, closed if its owner died; or None,
+        after a new run was created. Raises _LookAgain, AlreadyRunning, DagRunAlreadyExists."""
         known, dag_id = self.recorded, self.dag.dag_id
         row = store.look(_find_run, dag_id=dag_id, run_id=self.run_id)
         if known is None and row is not None and self.asked.run_id is not None:
-            which = f"DAG {dag_id!r} has a run {self.run_id!r}"
-            raise DagRunAlreadyExists(f"{which} already: resume it?")
+            what = f"DAG {dag_id!r} already has a run {self.run_id!r}"
+            raise DagRunAlreadyExists(f"{what}: resume it, or give another run_id")
         if (row and row.id) != (known and known.id):
-            # Deleted, or another began in the same microsecond: many may, by a test's frozen clock.
+            # Deleted; or this microsecond's id is taken (by many, where a test freezes the clock).
             self._aside = int.from_bytes(os.urandom(2)) * _datetime.timedelta.resolution
             raise _LookAgain
-        if row is None or known is None:  # then both are
+        if row is None or known is None:  # a new run: both are None
             store.create_run(self.dag, self.run_id, self.logical_date, self.conf)
             return None
         store.run_row = row.id
@@ -9672,28 +9674,28 @@ class _Start:
             raise _LookAgain
         if self.asked.in_line is not None:
             self.asked.in_line.check(row)
-        elif _owner_lives(self.path, row.owner):  # or has it in line, with a future
+        elif _owner_lives(self.path, row.owner):  # it runs the run, or has it in line
             raise _refusal(row)
         return store.close_run(row.id) if row.state == "running" else row
 
     def _make_way(self) -> None:
-        """Close the DAG's other runs whose owner died. Raises AlreadyRunning if too many live."""
+        """Close the DAG's runs whose owner died. Raises AlreadyRunning if max_active_runs live."""
         rows = self._store.look(_select_runs, live_of=self.dag.dag_id)[::-1]
         alive = [row for row in rows if _owner_lives(self.path, row.owner)]
         self._dead = [self._store.close_run(row.id) for row in rows if row not in alive]
         most = self.dag.max_active_runs
         if most is not None and len(alive) >= most:
-            how = "" if self.asked.wait else ": wait=True, or --wait, waits"
+            how = "" if self.asked.wait else ": wait=True, or --wait, waits for its end"
             raise _refusal(alive[0], f"; max_active_runs is {most}{how}")
 
     def _take_over(self, row: _Row) -> None:
-        """Keep what succeeded, put all else back to be decided anew, by today's code."""
+        """Resume a recorded run: keep what succeeded, decide all else anew by today's code."""
         self._store.mark(row.id, self._again, _CLEARED)
         resumption = self._resumption(row)
         self._store.resume_run(row, resumption)
         for instance in self.plan.instances():
             if instance.state is _S.FAILED:
-                # It has been lost with its scheduler so often that it may be what kills it.
+                # Each time that it ran, its scheduler died: the task may be what kills it.
                 past = resumption.instances[instance.task_id, instance.map_index]
                 why = f"lost with its scheduler {past.lost} times in a row"
                 attempt = _Attempt(instance)
@@ -9705,7 +9707,7 @@ class _Start:
             self._news += _news_of(resumption)
 
     def _owe(self, attempt: _Attempt, names: Iterable[str]) -> bool:
-        """Have these callbacks of the task called after the commit. Returns whether it has any."""
+        """Let the commit call the task's callbacks of these names. Returns whether it has any."""
         task = attempt.instance.node.task
         wanted = [name for name in names if getattr(task, name, None) is not None]
         if wanted:
@@ -9715,7 +9717,10 @@ class _Start:
         return bool(wanted)
 
     def _resumption(self, row: _Row) -> _Resumption:
-        """What the resume decides, and the plan that it makes of it."""
+        """Decide what the resume keeps and what runs again, and make the plan of that.
+
+        What is new or was left out makes tasks below it run again only if it runs itself. So a plan
+        is tried; those of `left_out` that it starts are `running`, and all is decided once more."""
         rows = self._store.look(_select_past, row.id)
         known = {(past.task_id, past.map_index) for past in rows if past.state != "removed"}
         _refuse_index(self.run_id, self._again, known)
@@ -9725,22 +9730,22 @@ class _Start:
         while True:
             found = _Resumption(self.dag, self._order, rows, keys, running)
             again = found.again - found.along
-            # What is mapped over one that pulls nothing stays, too.
+            # The lengths of results that stay; of `along`, too, as what is mapped over them stays.
             at = {k: (x.task_id, x.map_index) for k, x in found.instances.items() if k not in again}
             kept = {key: lengths[old] for key, old in at.items() if old in lengths}
             recorded = found.recorded()
-            # First as if those that pull nothing had succeeded again: what runs then? What a branch
-            # among them chose says nothing of what it will choose.
+            # The plan takes `along` to have succeeded again, but not what a branch among them once
+            # chose: it may choose something else.
             now = {k: found.instances[k]._replace(state=_S.SUCCESS, flow=None) for k in found.along}
             self._plan_on({**recorded, **now}, kept)
             ready = [i for i in self.plan.instances() if i.decided and i.state is None]
-            # What had no instances yet, and has them now, was left out as a whole.
+            # A task that has its instances only now was left out under the index -1.
             starting = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
-            # Where those that pull nothing gave no elements, they may give some now.
+            # A task of `along` that gave no elements may give some now, to what is mapped over it.
             fed = {node for name, _ in found.along for node in self.plan.by_id[name].feeds}
             starting |= {(node.task.task_id, -1) for node in fed if not self.plan.count(node)}
             starting &= found.may_not_run
-            if not starting or row.start_date is None:  # then there is nothing to pull
+            if not starting or row.start_date is None:  # a run that never began runs whole anyway
                 if found.along:
                     self._plan_on(recorded, kept)
                 return found
@@ -9751,18 +9756,18 @@ class _Start:
         self.plan.settle()
 
     def _element_of(self, instance: _Instance, mapping: _ExpandInput) -> tuple[str, str | None]:
-        """What a mapped instance is mapped over: a digest, and what people may know of it."""
+        """What a mapped instance is mapped over: a digest, and a preview for people, if any."""
         index = instance.map_index
         if id(mapping) not in self._keys:
             look, row = self._store.look, self._store.run_row
             ids = {source.task.task_id for source in instance.node.sources}
             previews = {up_id: look(_select_item_previews, row, up_id) for up_id in ids}
-            # Each stands in many combinations, and a table's repr takes milliseconds.
+            # Cached: a constant stands in many combinations, and a table's repr takes milliseconds.
             of_constant = functools.lru_cache(1000)(lambda n, i: _preview(mapping.sources[n][i]))
             keys = _element_keys(mapping, self.plan.known)
             self._keys[id(mapping)] = keys, previews, of_constant
         keys, previews, of_constant = self._keys[id(mapping)]
-        if index >= mapping.count(self.plan.known):  # a setup that was taken along gives fewer now
+        if index >= mapping.count(self.plan.known):  # a setup that ran again gives fewer by now
             return keys[index], None
         constants, results = {}, []
         for name, (kind, *where) in mapping.elements(index, self.plan.known):
@@ -9776,33 +9781,33 @@ class _Start:
 
 
 def _references_to(dag: Dag) -> _References:
-    """A DAG's tasks, for a worker that is to find them. It may go by the name of a function (of an
-    operator, its class) alone if that means this very one: those of a loop share one name."""
+    """The DAG's tasks, as a worker is to find them. The name of a function (or operator class) is
+    enough if it leads to that very object: functions that a loop makes share one name."""
     found, resolve = [], functools.cache(_resolve)  # many tasks may be of one function
     for task_id, task in dag.task_dict.items():
         function = _function_of(task)
-        name = sys.intern(_full_name(function))  # one for all in the message
+        name = sys.intern(_full_name(function))  # marshal writes one object once
         found.append((task_id, name, resolve(name) is function))
     return found
 
 
 def _place() -> dict[str, Any]:
-    """Where tasks are to run: in the environment and working directory as of now."""
+    """The present environment and working directory, in which the tasks are to run."""
     cwd = os.sep
-    with contextlib.suppress(FileNotFoundError):  # it was removed
+    with contextlib.suppress(FileNotFoundError):  # the directory was removed
         cwd = os.getcwd()
     return {"environ": dict(vars(os.environ)["_data"]), "cwd": cwd}
 
 
 def _refuse_reentry() -> None:
-    """A script without a main guard calls run() as its worker imports it: end that quietly."""
+    """Refuse run() in a child process that imports a script without a main guard: end a worker."""
     child: Any = None
-    with contextlib.suppress(KeyError, AttributeError, NameError):  # not (or not quite) imported
+    with contextlib.suppress(KeyError, AttributeError, NameError):  # it is not (fully) imported
         child = sys.modules["multiprocessing.process"].current_process()
-    is_importing = getattr(child, "_inheriting", False)  # the modules of its parent
+    is_importing = getattr(child, "_inheriting", False)  # its parent's `__main__`
     is_ours = is_importing and child.name.startswith(_WORKER_MARK)
     if is_ours or (_worker is not None and _worker.importing):
-        os._exit(_UNGUARDED)  # the scheduler explains it, once
+        os._exit(_UNGUARDED)  # by this code the scheduler knows the reason, and tells it once
     if is_importing:
         why = 'a child imports the script: call run() below `if __name__ == "__main__":`'
         raise RuntimeError(why)
@@ -9820,7 +9825,7 @@ def _check_request(asked: types.SimpleNamespace) -> None:
     if asked.stop is not None and not _has_method(asked.stop, "is_set"):
         raise TypeError(f"stop must be a threading.Event, found {_shown(asked.stop)}")
     if not isinstance(progress, bool):
-        _optional(None, _function).check("progress, where it is no bool,", progress)
+        _optional(None, _function).check("progress, unless it is a bool,", progress)
     run_id = asked.run_id = _optional(None, _of_type(str)).check("run_id", asked.run_id)
     if run_id is not None and not (0 < len(run_id) <= 250 and run_id.isprintable()):
         raise ValueError(f"run_id must be 1 to 250 printable characters, found {_shown(run_id)}")
@@ -9830,29 +9835,30 @@ def _check_request(asked: types.SimpleNamespace) -> None:
 
 
 def _checked_pools(dag: Dag, asked: types.SimpleNamespace) -> dict[str, int]:
-    """The pools' sizes by name. Raises ValueError for a task whose pool has none, or no room."""
+    """The pools' sizes by name. Raises ValueError if a task's pool has no size or is too small."""
     sizes = _string_keyed("pools", asked.pools)
     for name, size in sizes.items():
         _of_type(int, least=1)(f"pools[{name!r}]", size)
     for task in () if asked.in_process else dag.task_dict.values():
         size = sizes.get(task.pool, math.inf if task.pool == "default_pool" else 0)
         if task.pool_slots > size:
-            what = f"task {task.task_id!r} takes {task.pool_slots} of pool {task.pool!r}"
+            what = f"task {task.task_id!r} has pool_slots={task.pool_slots} in pool {task.pool!r}"
             remedy = f"run with pools={{{task.pool!r}: N}}, or --pool {_typed(task.pool + '=N')}"
             raise ValueError(f"{what}, whose size is {size or 'not given'}: {remedy}")
     return sizes
 
 
 def _command_of(dag: Dag, asked: types.SimpleNamespace, pools: Mapping[str, int]) -> str:
-    """How the run's script was started, if it was, and the options by which the run goes on."""
-    used = sorted(pools.keys() & {task.pool for task in dag.tasks})  # may be an Enum's members
+    """The command to record: how the script was started, if known, with the options to go on."""
+    used = sorted(pools.keys() & {task.pool for task in dag.tasks})
+    # `name +`: in an f-string, a name that is a member of a str Enum would read as `Class.MEMBER`.
     words = [word for name in used for word in ("--pool", name + f"={pools[name]}")]
     words += ["--max-workers", str(asked.max_workers)] if asked.max_workers else []
     return f"{asked.command or ''} {_typed(*words)}".strip()
 
 
 def _runner_for(dag: Dag, asked: types.SimpleNamespace) -> Callable[[], _Runner]:
-    """What makes the run's runner. Raises TypeError or ValueError for a wrong argument."""
+    """A function that makes the run's runner. Raises TypeError, ValueError, RuntimeError."""
     executor = asked.executor
     if asked.in_process:
         return lambda: _InProcessRunner(dag)
@@ -9864,15 +9870,15 @@ def _runner_for(dag: Dag, asked: types.SimpleNamespace) -> Callable[[], _Runner]
         return lambda: _ExecutorRunner(executor)
     if not hasattr(os, "fork"):
         raise RuntimeError("workers need POSIX: on Windows use WSL, dag.test() or executor=")
-    # A `__main__` that no other process can import: a notebook's, a prompt's, one from a pipe.
+    # Interactive: no other process can import the DAG's module: that of a notebook, prompt or pipe.
     file, name = _script()
     interactive = not (name or os.path.isfile(file)) and (dag._module == "__main__" or bool(file))
-    # __main__ is a profiler's, say, or that of the module `code`, whose prompt has another name.
+    # Nor one that a main program makes: a profiler, say, or the module `code` (`__console__`).
     is_of_file = dag._is_of_main and (dag.fileloc or "") == file
     interactive |= dag._module in ("__main__", "__console__") and not is_of_file
-    since = _monotonic() if interactive else 0.0  # older workers don't know the DAG
-    # A package's `__main__` is imported by no worker either, but stays as it was when it built the
-    # DAG. It may be a test runner, which only calls what builds one: then no function is its own.
+    since = _monotonic() if interactive else 0.0  # workers older than this don't know the DAG
+    # Nor a package's `__main__`, but that stays as it was when it built the DAG. One without a
+    # task's function may be a test runner's, which calls what builds the DAG in another module.
     own = (_full_name(_function_of(task)).startswith("__main__:") for task in dag.tasks)
     if not interactive and name.endswith("__main__") and any(own):
         since = dag._born
@@ -9881,7 +9887,7 @@ def _runner_for(dag: Dag, asked: types.SimpleNamespace) -> Callable[[], _Runner]
 
 
 def _task_named(name: str, known: Collection[str]) -> tuple[str, int | None]:
-    """`task` or `task[3]` as (task_id, map_index). Raises TaskNotFound."""
+    """Split `task` or `task[3]` into task_id and map_index, or None. Raises TaskNotFound."""
     match = re.fullmatch(r"(.*)\[(\d+)\]", name)
     task_id, index = (match[1], int(match[2])) if match else (name, None)
     if task_id not in known:
@@ -9890,16 +9896,16 @@ def _task_named(name: str, known: Collection[str]) -> tuple[str, int | None]:
 
 
 def _refuse_index(run_id: str, names: Iterable[Any], known: Collection[_InstanceKey]) -> None:
-    """Raises TaskNotFound for an index that the run has not (None: all of the task)."""
+    """Raises TaskNotFound for a task_id and index (None: any) that are not `known` of the run."""
     for task_id, index in names:
         if index is not None and (task_id, index) not in known:
-            there = _few([str(i) for t, i in sorted(known) if t == task_id and i >= 0]) or "none"
+            has = _few([str(i) for t, i in sorted(known) if t == task_id and i >= 0]) or "none"
             what = f"task {task_id!r} of run {run_id!r} has no index {index}"
-            raise TaskNotFound(f"{what}; there is {there}")
+            raise TaskNotFound(f"{what}; it has {has}")
 
 
 def _news_of(found: _Resumption) -> list[str]:
-    """What is kept, new and gone, by instance where it is not the whole task."""
+    """Lines on what a resume keeps, adds and removes; `(n of m)` where it is not all instances."""
     totals = collections.Counter(task_id for task_id, _ in found.instances)
 
     def by_task(keys: Iterable[_InstanceKey]) -> list[str]:
@@ -9910,18 +9916,19 @@ def _news_of(found: _Resumption) -> list[str]:
     anew = dict.fromkeys(row.task_id for row in removed if row.task_id in found.unexpanded)
     new = [k for k, row in found.instances.items() if not row.row_id and k[0] not in anew]
     new = [key for key in new if key not in found.may_not_run]
+    # Not what never ran of a task that is still in the code.
     left = [row for row in removed if row.try_number or row.task_id not in totals]
     left = [row for row in left if row.task_id not in anew]
     gone = [f"{_label_of(x.task_id, x.map_index)} {_element_text(x.preview)}".strip() for x in left]
     stay = [(k, row.state) for k, row in found.instances.items() if k not in found.again]
-    told = {
+    news = {
         "kept, as they succeeded": by_task(k for k, state in stay if state != "skipped"),
         "kept, as they skipped themselves": by_task(k for k, state in stay if state == "skipped"),
         "new in the code, will run": by_task(new),
         "mapped anew, over results to come": list(anew),
         "gone from the code, now removed": list(dict.fromkeys(gone)),
     }
-    return [f"{what}: {_few(names, 10)}" for what, names in told.items() if names]
+    return [f"{what}: {_few(names, 10)}" for what, names in news.items() if names]
 
 
 # --- Run: its turns -------------------------------------------------------------------------------

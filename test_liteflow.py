@@ -1643,9 +1643,9 @@ class RefusalsTest(Case):
         with DAG("d") as d:
             self.f.override(task_id="t", pool="db")(1)
             self.f.override(task_id="u", pool="db", pool_slots=3)(1)
-        said = "task 't' takes 1 of pool 'db', whose size is not given: run with pools={'db': N}"
+        said = "task 't' has pool_slots=1 in pool 'db', whose size is not given: run with pools={'db': N}"
         self.refused(ValueError, said, d.run, db_path=self.db)
-        said = "task 'u' takes 3 of pool 'db', whose size is 2: run with pools={'db': N}"
+        said = "task 'u' has pool_slots=3 in pool 'db', whose size is 2: run with pools={'db': N}"
         self.refused(ValueError, said, d.run, db_path=self.db, pools={"db": 2})
         self.assertFalse(self.db.exists())
 
@@ -22685,7 +22685,7 @@ class SeeingTest(ScriptCase):
             self.assertEqual(done.returncode, 2)
             self.assertNotIn("Traceback", done.stderr)
         done = self.script_here("--task", "double[9]")
-        self.assertIn("task 'double' of run 'night' has no index 9; there is 0, 1", done.stderr)
+        self.assertIn("task 'double' of run 'night' has no index 9; it has 0, 1", done.stderr)
         self.script(self.FLOW.replace("raise ValueError(", "raise OSError("))
         done = self.cli("run", "my_flow.py", "--task", "bad")
         self.assertIn("OSError: no luck\nat all", done.stderr)
@@ -22861,9 +22861,8 @@ class SeeingTest(ScriptCase):
     def test_a_dag_of_another_file_is_noted(self):
         self.ran(run_id="r1")
         (self.folder / "copy.py").write_text((self.folder / "my_flow.py").read_text())
-        note = (
-            f"note: DAG 'night' was that of {os.path.realpath(self.folder / 'my_flow.py')} so far"
-        )
+        first = os.path.realpath(self.folder / "my_flow.py")
+        note = f"note: until now DAG 'night' was built by {first}"
         self.assertIn(note, self.python("copy.py", "--resume").stderr)
         self.assertNotIn("note: DAG", self.python("my_flow.py", "--resume").stderr)
 
