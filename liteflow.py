@@ -9933,50 +9933,50 @@ def _news_of(found: _Resumption) -> list[str]:
 
 # --- Run: its turns -------------------------------------------------------------------------------
 
-_GLANCE = 0.2  # seconds between looks for a request to stop, and for a log that grows without end
-_LEAST_LOG = [0, *[_LOG_FILE_LIMIT] * 4]  # of five glances one reads all logs, four the largest
-_SOON = 0.1  # seconds for a job's start to wait, so that it is recorded together with its end
-_TOGETHER = 1.0  # seconds within which a task's end and the run's stop belong together
-_FRESH = 256  # small values that a run remembers
+_GLANCE = 0.2  # seconds between two looks at requests to stop, timeouts and logs: `_look_around`
+_LEAST_LOG = [0, *[_LOG_FILE_LIMIT] * 4]  # bytes: one look in five reads all logs, four only large
+_SOON = 0.1  # seconds until a job's start is recorded: that of a shorter job, together with its end
+_TOGETHER = 1.0  # seconds within which a signal to a task and the run's stop are of one cause
+_FRESH = 256  # small results that a run keeps in memory
 
 
 def _has_room(size: int) -> bool:
-    """Whether there is memory for the pages that SQLite fills: a value that has none fails its
-    attempt alone, where a MemoryError within a transaction would end the run."""
+    """Whether memory has room for the pages that SQLite fills with a value of this size. Without it
+    only the attempt fails, whereas a MemoryError within a transaction would end the run."""
     with contextlib.suppress(OSError, OverflowError):
-        # Pages that nobody touches are only promised; some allocators touch what they give.
+        # A map takes no memory until its pages are touched; some allocators touch them at once.
         mmap.mmap(-1, 2 * min(size, _CACHE), access=mmap.ACCESS_COPY).close()
         return True
     return False
 
 
 class _Run(_Start):
-    """A run under way, to its end.
+    """A run, from its request to its end.
 
-    Each turn, what changed and what may start is recorded, in one transaction; then jobs are sent,
-    so that none starts before the success of those it waits for is committed; then it waits.
+    Each turn records in one transaction what has changed and what may start, then sends the jobs,
+    then waits. So no task starts before the success of the tasks above it is committed.
     """
 
     def __init__(self, dag: Dag, **options: Any) -> None:
         super().__init__(dag, **options)
         self._make_runner = _runner_for(dag, self.asked)
         self._attempts: dict[_Instance, _Attempt] = {}  # sent and not ended, or between two pokes
-        self._callbacks: collections.deque[_Callback] = collections.deque()
+        self._callbacks: collections.deque[_Callback] = collections.deque()  # for any worker
         self._last: dict[TaskInstanceState | None, _Attempt] = {}  # the last to end in each state
-        self._fresh: dict[tuple[str, str, int], Any] = {}  # rows of small results, the newest
-        # What somebody else told to end: until when a stop of the run may yet explain it.
+        self._fresh: dict[tuple[str, str, int], Any] = {}  # the rows of the newest small results
+        # Attempts that a signal from outside has ended, and until when the run's stop explains it.
         self._unasked: collections.deque[tuple[float, _Attempt, _Outcome]] = collections.deque()
-        self._forced = False  # it was told to stop twice: all ends at once
-        self.has_begun = False  # it is recorded
+        self._forced = False  # the run was told to stop twice: all ends at once
+        self.has_begun = False  # the run is recorded
         self._next_glance, self._least_log = 0.0, itertools.cycle(_LEAST_LOG)
 
     def execute(self) -> DagRun:
-        """Run it to its end. Raises what `Dag.run` does."""
+        """Execute the run to its end. Raises what `Dag.run` does."""
         trouble: BaseException | None = None
         try:
             stack = contextlib.ExitStack()
-            if not self.asked.in_process:  # where signals are to cut off the task itself
-                # Held till the runner's very end: after half of that, a pool would miss a worker.
+            if not self.asked.in_process:  # there, a signal is to cut off the task itself
+                # Held until the runner is closed: cut off in that, a pool would lose a worker.
                 stack = self._signals = _HeldSignals(self._hear_signal)
             with stack:
                 self.runner = self._make_runner()
@@ -9988,7 +9988,7 @@ class _Run(_Start):
         except BaseException as error:
             if not self._caught:
                 raise
-            # Ctrl-C may have cut off a worker's start, too; a second one, the run's end.
+            # Errors that the signal explains: Ctrl-C also reaches workers that are starting.
             is_end = isinstance(error, (AirflowException, KeyboardInterrupt))
             if isinstance(error, DatabaseError) or not is_end:
                 trouble = error
@@ -10001,11 +10001,11 @@ class _Run(_Start):
 
     def _execute_once(self) -> DagRun:
         """Find the tasks, open the run, drive it to its end, close it, call the DAG's callbacks.
-        Raises _LookAgain if the runs have changed since it was decided which one it is."""
+        Raises _LookAgain if the recorded runs have changed since `_look_ahead`."""
         self._look_ahead()
         if self.recorded is not None and self.recorded.state == "success" and not self._again:
             if self.asked.in_line is not None and self.asked.in_line.owner is None:
-                raise _Taken  # it was to be recovered, which another process has done
+                raise _Taken  # another process has recovered the run meanwhile
             dag_id, run_id = self.dag.dag_id, self.run_id
             how = "nothing to resume (--from TASK, or clear, runs a task of it again)"
             self.progress.tell(f"run {run_id} of DAG {dag_id!r} is a success: {how}")
@@ -10015,7 +10015,7 @@ class _Run(_Start):
             self._open_in_turn()
             self.has_begun = True
             try:
-                # Not under the file's lock: whoever is told may wait for a thread that reads runs.
+                # After the transaction: a `progress` function may wait for a thread that reads.
                 for line in self._news:
                     self.progress.tell(line)
                 snapshot = functools.partial(store.look, _select_snapshot, store.run_row)
@@ -10030,13 +10030,13 @@ class _Run(_Start):
                 row = _until_unlocked(self.path, end, self._check_patience)
             except BaseException as error:  # a full disk, a bug, or what a signal's handler raises
                 self.reason = _brief(error)
-                with contextlib.suppress(Exception):  # what is to be told is the first error
+                with contextlib.suppress(Exception):  # the first error is the one to raise
                     row = store.end_run(DagRunState.FAILED, self.reason)
                     self._cut_off(folder)
                     self._call_dag(row)
                 raise
             self._call_dag(row)
-            self.runner.dismiss()  # they end while the file is closed
+            self.runner.dismiss()  # workers end while the database is closed
         run = DagRun(row, self.path)
         for note in self.runner.notes:
             self.progress.tell(note)
@@ -10045,7 +10045,7 @@ class _Run(_Start):
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[_Store]:
-        """The database, which a pool keeps open from one run to the next."""
+        """The run's store: a new one, or that which the pool has kept open, and gets back."""
         pool = self.asked.executor if isinstance(self.asked.executor, WorkerPool) else None
         kept = None if pool is None else pool._store_of(self.path, take=True)
         self._store = store = kept or _Store(self.path, self._check)
@@ -10057,8 +10057,9 @@ class _Run(_Start):
         store.close() if pool is None else pool._leave_store(store)
 
     def prepare_again(self, name: str) -> _Execution:
-        """A task of the recorded run, ready to run here with the inputs that it had; of a mapped
-        one the first instance that failed, unless it is named. Raises TaskNotFound."""
+        """A task of the recorded run, ready to run in this process with the inputs that it had.
+        `name`: `task` or `task[3]`; a mapped task's first failed instance, if it has no index.
+        Raises TaskNotFound, _UsageError."""
         task_id, index = _task_named(name, self.dag.task_dict)
         self._look_ahead()
         assert self.recorded is not None
@@ -10069,17 +10070,18 @@ class _Run(_Start):
             for i in look(_select_past, row.id)
             if i.state != "removed"
         }
-        if task._upstream:  # it may pull what it does not take
+        if task._upstream:  # it may call xcom_pull for results that are not among its arguments
             _refuse_without_values(row)
         states = collections.defaultdict[str, set[str | None]](set)
         for key, past in recorded.items():
             states[key[0]].add(past.state)
         ran = not states[task_id].isdisjoint((_S.SUCCESS, _S.FAILED))
-        for up in _taken_by(task):  # what has run found them so
+        for up in _taken_by(task):
+            # A task that has run had its upstreams in these states, whatever they are.
             if states[up].isdisjoint(_ENDED if ran else (_S.SUCCESS, _S.SKIPPED)):
-                said = ", ".join(sorted(state or "not run" for state in states[up])) or "not there"
+                there = ", ".join(sorted(state or "not run" for state in states[up])) or "not there"
                 what = f"task {up!r}, whose result {task_id!r} takes,"
-                raise _UsageError(f"{what} is {said} in run {row.run_id!r}")
+                raise _UsageError(f"{what} is {there} in run {row.run_id!r}")
         self._store = types.SimpleNamespace(run_row=row.id, look=look)
         self.plan = _Plan(self.dag, self.logical_date, recorded, look(_select_lengths, row.id))
         self._calls[task_id] = _dump_call(task), _full_name(_function_of(task)), None
@@ -10096,8 +10098,8 @@ class _Run(_Start):
     # Its turns.
 
     def _drive(self) -> None:
-        """The run loop, one turn a round: what the rules decide, what may start, one transaction
-        for all of it, then what workers say. No job leaves before its start is committed."""
+        """The run loop. Each turn lets the plan decide, chooses what to start, records all of that
+        in one transaction, then hears workers. No job is sent before its start is committed."""
         limit = self.dag.dagrun_timeout
         self._timeout_at = _monotonic() + (math.inf if limit is None else limit.total_seconds())
         while True:
@@ -10107,7 +10109,7 @@ class _Run(_Start):
                 self._choose(self.plan.ready_count(_monotonic()))
             self._record()
             self._signals.call_due()
-            if self._callbacks and not self._forced:  # what they follow is recorded now
+            if self._callbacks and not self._forced:  # the outcomes that they follow are recorded
                 self._choose(0)
             if self._is_over():
                 return
@@ -10115,33 +10117,33 @@ class _Run(_Start):
             self._hear(max(0.0, due))
 
     def _hear(self, timeout: float = 0.05) -> None:
-        """Wait for what workers say, and for what comes from outside; take in both."""
+        """Wait for workers; handle requests from outside; conclude the attempts that have ended."""
         events = self.runner.wait(timeout)
         if self.asked.in_process and any(outcome.terminated for _, outcome in events):
-            self._caught.append(signal.SIGINT)  # a Ctrl-C that a task here did not outlive
+            self._caught.append(signal.SIGINT)  # a Ctrl-C has ended the task in this process
         self._look_around()
         for attempt, outcome in events:
             if outcome.unasked and self.reason is None:
                 self._unasked.append((_monotonic() + _TOGETHER, attempt, outcome))
             else:
                 self._conclude(attempt, outcome)
-        # A job that somebody else told to end counts as interrupted if the run is stopped, too
-        # (systemd tells the whole group at once); if not so a moment later, as failed.
+        # An attempt that a signal from outside has ended counts as interrupted if the run is
+        # stopped as well (systemd signals the whole group), as failed if _TOGETHER passes first.
         while self._unasked and (self.reason or self._unasked[0][0] < _monotonic()):
             self._conclude(*self._unasked.popleft()[1:])
         if self.plan.doomed:
             self._end_doomed()
 
     def _hear_while_locked(self) -> None:
-        """Hear what ends while the batch can't be recorded, and add it, with its log and what
-        follows: once the batch is recorded, the run may be over."""
+        """While the batch can't be recorded, hear workers, and add to it what has ended, its output
+        and what the plan concludes: once the batch is recorded, the run may be over."""
         self._hear()
         self._settle()
         self._batch.logs += self.runner.output()
         self._check_patience()
 
     def _check_patience(self) -> None:
-        """Raises DatabaseError once all is to end at once: nobody waits any longer for the lock."""
+        """Raises DatabaseError if all is to end at once, so that nobody waits for the lock."""
         self._signals.call_due()
         if self._forced or len(self._caught) > 1:
             raise DatabaseError(f"{self.path} is locked by another process: not all is recorded")
@@ -10167,7 +10169,7 @@ class _Run(_Start):
             plan.settle()
         for instance in plan.changed:
             self._batch.instances[instance] = None
-            # It was given up between two pokes, and has not skipped itself.
+            # A sensor was given up between two pokes: its attempt failed, it did not skip itself.
             if (attempt := self._attempts.pop(instance, None)) is not None:
                 attempt.state, attempt.error = "failed", self._given_up()
                 self._batch.attempts[attempt] = None
@@ -10177,12 +10179,13 @@ class _Run(_Start):
         plan.expanded.clear()
 
     def _given_up(self) -> str:
+        """Why the plan gave up attempts that were sent, for people."""
         if self.plan.timed_out:
             return "ended by dagrun_timeout"
         return f"ended by {'fail_fast' if self.plan.gave_up else 'a branch or short circuit'}"
 
     def _end_doomed(self) -> None:
-        """End what the plan has given up; what no worker has taken does not start at all."""
+        """End the attempts that the plan has given up; withdraw what no worker has taken yet."""
         waiting, self._batch.jobs = self._batch.jobs, []
         for attempt in [*self.runner.withdraw(), *waiting]:
             self._withdraw(attempt)
@@ -10193,7 +10196,7 @@ class _Run(_Start):
         self.plan.doomed.clear()
 
     def _withdraw(self, attempt: _Attempt) -> None:
-        """Undo the start of an attempt that no worker has taken, and none will."""
+        """Undo the start of an attempt that no worker has taken or will take."""
         instance = attempt.instance
         if not attempt.pokes:
             del self._attempts[instance]
@@ -10201,7 +10204,7 @@ class _Run(_Start):
         self.plan.withdraw(instance)
 
     def _choose(self, ready: int) -> None:
-        """Start what is ready, as far as there is room; callbacks first, and with 0 they alone."""
+        """Send due callbacks, then start up to `ready` instances, as far as the runner has room."""
         while self._callbacks:
             due = self._callbacks[0]
             if not self.runner.call_back(due, tuple(self._job(due.attempt))):
@@ -10223,14 +10226,14 @@ class _Run(_Start):
                 ready, room = ready - 1, 0 if instance.alone else room - 1
 
     def _is_called_back(self, instance: _Instance) -> bool:
-        """Whether its next try has to wait for its `on_retry_callback`."""
+        """Whether the instance's next try has to wait for the end of its `on_retry_callback`."""
         if instance.state is not _S.UP_FOR_RETRY or instance.node.task.on_retry_callback is None:
             return False
         due = [each.attempt for each in (*self._batch.callbacks, *self._callbacks)]
         return any(each.instance is instance for each in due + self.runner.calling())
 
     def _is_crowded(self, instance: _Instance, more: int) -> bool:
-        """Whether so many more instances of its task would be too many in all runs of the DAG."""
+        """Whether `more` instances of its task would exceed max_active_tis_per_dag in all runs."""
         task, limit = instance.node.task, instance.node.task.max_active_tis_per_dag
         if limit is None:
             return False
@@ -10239,7 +10242,7 @@ class _Run(_Start):
         return bool(alive + instance.node.sent + more > limit)
 
     def _leave_places(self) -> None:
-        """Under the write lock: take back jobs whose places other runs have taken meanwhile."""
+        """Under the write lock: withdraw jobs whose places other runs have taken meanwhile."""
         for attempt in [*self._batch.jobs]:
             if self._is_crowded(attempt.instance, 0):
                 self._batch.jobs.remove(attempt)
@@ -10251,15 +10254,15 @@ class _Run(_Start):
         self._batch.instances[instance] = None
         if instance.try_number > 1 and not attempt.pokes:
             self._batch.renewed.append(instance.row_id)
-        if instance.alone:  # recorded as running first: if it kills its scheduler, it is known
+        if instance.alone:  # recorded as running before it is sent, as it may kill this process
             instance.move(_S.RUNNING)
         self._batch.jobs.append(attempt)
 
     def _begin(self, attempt: _Attempt) -> None:
-        """A worker took the attempt, so it runs."""
+        """Note that the attempt runs, as a worker has taken it."""
         if attempt.state == "running":
             return
-        if attempt.instance.state is _S.QUEUED:  # else it was to start alone
+        if attempt.instance.state is _S.QUEUED:  # one that starts alone is `running` already
             attempt.instance.move(_S.RUNNING)
         attempt.state = "running"
         if not attempt.began:  # it failed before any worker took it
@@ -10268,10 +10271,10 @@ class _Run(_Start):
         self.progress.changed(attempt.instance)
 
     def _pass_through(self, instance: _Instance) -> None:
-        """An EmptyOperator's instance succeeds here; its callbacks go to any worker."""
+        """Let an EmptyOperator's instance succeed without a worker; any may call its callbacks."""
         self.plan.start(instance)
         attempt = self._attempts[instance] = _Attempt(instance)
-        attempt.state = "running"  # which is not worth telling
+        attempt.state = "running"  # so `_begin` has nothing to show
         self._conclude(attempt, _Outcome("success", None, start=time.time()), "on_execute_callback")
 
     def _record(self) -> None:
@@ -10284,14 +10287,14 @@ class _Run(_Start):
         _until_unlocked(self.path, record, self._hear_while_locked)
         self._batch = _Batch()
         self.progress.committed(batch.logs)
-        for due in batch.callbacks:  # to the worker that holds the attempt; if it is gone, to any
+        for due in batch.callbacks:  # for the worker that holds the attempt, else for any
             if not self.runner.call_back(due):
                 self._callbacks.append(due)
         for attempt in batch.jobs:
             self.runner.start(attempt, self._job(attempt))
         if batch.is_large:
-            with contextlib.suppress(_Busy):  # the next one does it
-                self._store.checkpoint()  # while the tasks run that waited for the value
+            with contextlib.suppress(_Busy):  # a later commit will do it
+                self._store.checkpoint()  # now, as the tasks that waited for the value run
 
     def _job(self, attempt: _Attempt) -> _Job:
         instance, node = attempt.instance, attempt.instance.node
@@ -10318,12 +10321,12 @@ class _Run(_Start):
         )
 
     def _elements(self, instance: _Instance, call: _Call) -> tuple[list[Any], frozenset[Any]]:
-        """A mapped instance's elements, as plain data, and the results that its arguments take."""
+        """A mapped instance's elements, by name, and the results that its arguments take."""
         mapping, takes = instance.node.mapping, call.takes
         assert mapping is not None
         i, count = instance.map_index, mapping.count(self.plan.known)
-        # A setup that a resume took along may give fewer than before: its index stands for nothing
-        # then or, where others vary, too, for another combination.
+        # A setup that a resume ran again may give fewer elements than before. Then the index stands
+        # for none or, if several arguments vary, for another combination.
         if i >= count or (len(mapping.sources) > 1 and count != len(instance.node.instances)):
             return [(None, ("gone", i))], takes
         elements = mapping.elements(i, self.plan.known)
@@ -10337,7 +10340,7 @@ class _Run(_Start):
         return elements, takes
 
     def _inlined(self, element: tuple[Any, ...]) -> tuple[Any, ...]:
-        """An element of results: where it is, or, if it is small, what it is."""
+        """An element that is a stored result: its value, if that is small, else where it is."""
         most = _VALUE_LIMIT if self.runner.remote else _INLINE
         row, data = self._store.run_row, None
         match element:
@@ -10354,14 +10357,14 @@ class _Run(_Start):
         return element if data is None else ("value", data, element[1])
 
     def _inputs(self, instance: _Instance, takes: frozenset[Any]) -> dict[Any, Any]:
-        """The values that travel with a job: those its arguments take; to where there is no
-        database, those of all its direct upstreams (None: of what it is mapped over)."""
+        """The values that travel with a job: the small ones that its arguments take. To workers
+        without a database: all of its direct upstreams' (None: of what the task is mapped over)."""
         found: dict[tuple[str, str], Any] = {}
         look, row, node = self._store.look, self._store.run_row, instance.node
         for up in node.upstream if self.runner.remote else ():
             index, up_id = instance.map_index if up.is_in_step_with(node) else None, up.task.task_id
             which, whole = {"task_id": up_id, "map_index": index}, (up_id, "return_value")
-            # Of what it is mapped over each job has its own element: all in each would be n * n.
+            # A job has its own element of what it is mapped over: n jobs with all would hold n * n.
             has_own = up in node.sources and whole not in takes
             if has_own and (up.mapping or look(_select_item, row, up_id, item=0) is not None):
                 found[whole], which["but_key"] = None, "return_value"
@@ -10370,7 +10373,7 @@ class _Run(_Start):
         for up_id, key in () if self.runner.remote else takes:
             up = self.plan.by_id[up_id]
             own = up.is_in_step_with(node)
-            if own or up.mapping is None:  # a mapped one's values the worker reads itself
+            if own or up.mapping is None:  # the worker itself reads a whole mapped task's values
                 index = instance.map_index if own else -1
                 rows = self._fresh.get((up_id, key, index))
                 which = {"task_id": up_id, "key": key, "map_index": index}
@@ -10381,16 +10384,16 @@ class _Run(_Start):
     # What workers say.
 
     def _conclude(self, attempt: _Attempt, outcome: _Outcome, *due: str) -> None:
-        """An attempt ended: let the plan decide what its instance becomes. `due`: callbacks that
-        come before the one for that."""
+        """Let the plan decide what the instance of an attempt that has ended becomes. `due`: names
+        of callbacks to call before the one that follows from that."""
         instance = attempt.instance
         self._begin(attempt)
         start, took = outcome.start, outcome.took
-        if start is None or attempt.pokes:  # its worker can't tell
+        if start is None or attempt.pokes:  # the worker died, or knows of its own poke only
             start, took = attempt.began, _monotonic() - attempt.first_taken
         attempt.started, attempt.ended = _iso_of(start), _iso_of(start + took)
         if outcome.terminated and self.reason is not None:
-            # A signal may have been meant for the job that its worker had before, or for all.
+            # `unasked`: the signal may have been for the worker's last job, or the whole group.
             self.plan.interrupt(instance, again=outcome.unasked)
             attempt.state, attempt.error = "interrupted", self.reason
         else:
@@ -10400,11 +10403,12 @@ class _Run(_Start):
         self._batch.instances[instance] = self._batch.attempts[attempt] = None
         names = (*due, _CALLBACK_OF.get(instance.state, "")) if due or instance.node.holds else ()
         owes = bool(names) and self._owe(attempt, names)
-        if outcome.held and not owes:  # as none is told of it, its worker need not wait for that
+        if outcome.held and not owes:  # the worker waits, and has no callback to call: let it go on
             self.runner.call_back(_Callback(attempt, None, None))
         self.progress.changed(instance, attempt.error, took)
 
     def _finish(self, attempt: _Attempt, outcome: _Outcome) -> None:
+        """Let the plan finish the instance; put the attempt's state and values into the batch."""
         instance = attempt.instance
         size = sum([len(row[-1]) for row in outcome.xcoms])
         if size > _LARGE and not _has_room(size):
@@ -10417,7 +10421,7 @@ class _Run(_Start):
         state = instance.state
         if outcome.status == "reschedule" and state is not _S.UP_FOR_RESCHEDULE:
             outcome = outcome._replace(error=self._given_up())
-        # What was ended with its run, or will be tried again, did not skip itself.
+        # Only what skipped itself is `skipped`: not what was ended with its run, or is tried again.
         failed = state is _S.UP_FOR_RETRY or (state is _S.SKIPPED and outcome.status != "skipped")
         attempt.state, attempt.error = "failed" if failed else _state_of(instance), outcome.error
         self._batch.xcoms += [(instance.row_id, *xcom) for xcom in outcome.xcoms]
@@ -10429,7 +10433,7 @@ class _Run(_Start):
             return
         if state is _S.SUCCESS:
             self._batch.items += [(instance.row_id, n, *x) for n, x in enumerate(outcome.items)]
-            # Small values stay here for a moment: what takes them often starts in this very turn.
+            # Small values stay in memory: tasks that take them often start in this very turn.
             task_id, index = instance.task_id, instance.map_index
             for key, *_, value in outcome.xcoms if instance.node.downstream else ():
                 if len(value) <= _INLINE:
@@ -10439,8 +10443,8 @@ class _Run(_Start):
         self._last[state] = attempt
 
     def _branch(self, instance: _Instance, outcome: _Outcome) -> tuple[_Outcome, Sequence[_Node]]:
-        """What a branch or short_circuit leaves out; it then stores no return value, unless others
-        are mapped over it: a resume has to know it, too."""
+        """The outcome to store, and what a branch or short circuit leaves out. If it leaves out any
+        task, its return value is stored only for a resume of tasks that are mapped over it."""
         note = outcome.note
         if instance.node.task._flow is None or outcome.status != "success":
             return outcome, ()
@@ -10456,8 +10460,8 @@ class _Run(_Start):
     # What comes from outside.
 
     def _look_around(self) -> None:
-        """Do what was asked for from outside, and what is due by time. Outcomes come after that:
-        what was ended together with the run is no failure."""
+        """Stop the run if it was asked to, and do what is due by time. Outcomes are concluded after
+        this, so that what was ended together with the run is no failure."""
         if self._caught:
             name = signal.Signals(self._caught[0]).name
             self._stop(f"stopped by {name}", now=len(self._caught) > 1)
@@ -10475,7 +10479,7 @@ class _Run(_Start):
         if self._stop_is_set():
             self._stop("stopped")
         elif line is not None and (line.stopping or (line.giving_up and self._unasked)):
-            # Or systemd, say, told all of its program's processes to end.
+            # With `_unasked`: systemd, say, has told all processes of the program to end.
             self._stop(_SHUT_DOWN, now=line.forced)
         if now >= self._timeout_at and not self.plan.timed_out and self.reason is None:
             self.plan.give_up(timed_out=True)
@@ -10486,7 +10490,7 @@ class _Run(_Start):
             raise DatabaseError(f"{self.path} was deleted or replaced during the run")
 
     def _stop(self, reason: str, now: bool = False) -> None:
-        """Start nothing more but teardowns, and end what runs; `now`: nothing more, and kill it."""
+        """End what runs, and start nothing more but teardowns; `now`: kill it, start nothing."""
         if self.reason is None:
             self.reason = reason
             more = "; once more ends all at once" if self._caught else ""
@@ -10497,23 +10501,23 @@ class _Run(_Start):
             self.plan.doomed = list(self._attempts)
 
     def _cut_off(self, folder: str) -> None:
-        """The run was closed by an error: what runs has no end that could be recorded."""
+        """Kill all jobs after an error has closed the run: their ends can't be recorded now."""
         self._batch = _Batch()
-        with contextlib.suppress(FileExistsError):  # somebody may have removed it
+        with contextlib.suppress(FileExistsError):  # somebody may have removed the folder
             os.mkdir(folder, 0o700)
-            open(f"{folder}/owner", "wb").close()  # its mark: so that it goes at the end
-        self.runner.open_logs(folder, self._store.run_row)  # the error may have come before
+            open(f"{folder}/owner", "wb").close()  # the mark that `_remove_folder` looks for
+        self.runner.open_logs(folder, self._store.run_row)  # in case the error came before that
         self.runner.withdraw()
         for attempt in self._attempts.values():
             self.runner.end(attempt, "its run ended", now=True)
-        for attempt in self.runner.calling():  # whose workers wait for word of them
+        for attempt in self.runner.calling():  # their workers wait for word
             self.runner.call_back(_Callback(attempt, None, None))
 
     # Callbacks.
 
     def _call_dag(self, ended: _Row) -> None:
-        """The run's end is recorded: run the DAG's callbacks for it, and for runs whose scheduler
-        died, in any worker. A further signal ends them; if the run was forced to end, none runs."""
+        """After the run's end is recorded, have any worker call the DAG's callbacks for it, and for
+        its runs that `_make_way` closed. A further signal ends them; a forced run calls none."""
         if not self.plan.nodes or self._forced:
             return
         state = TaskInstanceState(ended.state)
@@ -10529,7 +10533,7 @@ class _Run(_Start):
             if getattr(self.dag, name) is not None:
                 facts = {**vars(row), "run_row": row.id, "conf": _parsed(row.conf, dict), **more}
                 if self.runner.remote and name == "on_failure_callback":
-                    run = DagRun(row, self.path)  # a worker there can't look up why it failed
+                    run = DagRun(row, self.path)  # a remote worker can't look up why it failed
                     facts["reason"] = run._why(*run._failures(2)) or None
                 self._callbacks.append(_Callback(last, f"dag_{name}", reason, facts))
         signals = len(self._caught)
@@ -10541,7 +10545,7 @@ class _Run(_Start):
                 self._choose(0)
             self._batch.logs += self.runner.output()
             if self._batch:
-                with contextlib.suppress(_Busy, AlreadyRunning):  # what was printed is no result
+                with contextlib.suppress(_Busy, AlreadyRunning):  # only what was printed is lost
                     self._store.record(self._batch)
                     self.progress.committed(self._batch.logs)
         except AirflowException as error:  # no worker, a full disk: the run has ended all the same
