@@ -10555,42 +10555,42 @@ class _Run(_Start):
 # --- Run: runs in line ----------------------------------------------------------------------------
 
 _TRIED_AGAIN = 1.0  # seconds until a run that could not begin is tried again: see `_InLine.run`
-_FILES_OPEN = 8  # that a line keeps open for what is submitted next, besides those of its runs
+_FILES_OPEN = 8  # files without runs that a line keeps open for what is submitted next
 
 
 class _Taken(Exception):
-    """The run is another process's, or nobody's any more."""
+    """The run must not begin here any more: it was cancelled, or another process has taken it."""
 
 
 class _InLine:
-    """A run that waits for its turn: how it is to be run, and its future."""
+    """A run that waits in a _RunLine: how it is to be run, and its future."""
 
     def __init__(self, line: _RunLine, run: _Start, run_id: str, owner: str | None) -> None:
         self.line, self.dag, self.path = line, run.dag, run.path
-        self.owner = owner  # None: it is to be recovered, and nobody's yet
-        self.key = run.path, run.dag.dag_id  # whose runs it may have to wait for
-        self.place = _place()  # by then the program may have changed its directory, or environment
+        self.owner = owner  # None: it is to be recovered, and has no owner yet
+        self.key = run.path, run.dag.dag_id  # it may have to wait for other runs of this key
+        self.place = _place()  # now: the program may change these before the run begins
         self.options = {n: getattr(run.asked, n) for n in ("pools", "progress", "stop")}
-        self.due = 0.0  # it is not to begin before that time
+        self.due = 0.0  # when it may begin, by monotonic()
         self.future: _RunFuture = concurrent.futures.Future()  # type: ignore[assignment]
-        self._give_up = self.future.cancel
-        self._fate = threading.Lock()  # who gets it says whether it begins or is cancelled
-        self._is_cancelled = False  # before its future is: first it is closed in the file
-        self._to_close = False  # it was cancelled, and the file does not have that yet
-        self._failures = 0  # to begin, for what may be over in a moment
+        self._give_up = self.future.cancel  # which `self.cancel` replaces, below
+        self._fate = threading.Lock()  # never released: the first to take it begins or cancels
+        self._is_cancelled = False  # set before the future is cancelled: the file comes first
+        self._to_close = False  # it was cancelled, but is not closed in the file yet
+        self._failures = 0  # how often it could not begin for a reason that may pass
         vars(self.future).update(dag_id=self.dag.dag_id, run_id=run_id, cancel=self.cancel)
 
     def cancel(self, close: bool = True) -> bool:
-        """As `Future.cancel`; the run is closed as failed, or else stays for `recover`."""
+        """As `Future.cancel`. `close`: close the run as failed; else it stays for `recover`."""
         with _HeldSignals() as held:
             if self._fate.acquire(blocking=False):
-                # Who comes first decides: asyncio, told of it, cancels it once more.
+                # Only the first call: asyncio, which hears of it, cancels the future again.
                 self._is_cancelled, self._to_close = True, close
-                # At the end, the latter first, whatever callbacks raise: wait() needs both.
+                # As `held` ends, in reverse, whatever a callback raises: futures.wait() needs both.
                 held.callback(self.future.set_running_or_notify_cancel)
                 held.callback(self._give_up)
             if close and self._to_close:
-                # Before its future tells of it: whoever hears that may shut the pool down.
+                # Before the future is cancelled: whoever hears of that may shut the pool down.
                 self.end("cancelled", held.call_due)
                 self._to_close = False
         return self._is_cancelled
@@ -10601,7 +10601,7 @@ class _InLine:
         self.line.write(self, lambda store: store.cancel_run(*of), check)
 
     def check(self, row: _Row | None = None) -> None:
-        """Raises _Taken if it must not begin any more, or its row says: not by this process."""
+        """Raises _Taken if it must not begin any more or, by its row, not in this process."""
         given_up = self.line.giving_up and not self.future.running()
         if self._is_cancelled or given_up or not (row is None or self._is_ours(row)):
             raise _Taken
@@ -10612,23 +10612,23 @@ class _InLine:
         return bool(row.state == "queued" and row.owner == self.owner)
 
     def begin(self) -> None:
-        """From now on it can't be cancelled. Raises _Taken if it was."""
+        """Note that the run begins, so that it can't be cancelled. Raises _Taken if it was."""
         if not self.future.running():
             if not self._fate.acquire(blocking=False):
                 raise _Taken
             self.future.set_running_or_notify_cancel()
 
     def run(self, pool: WorkerPool) -> None:
-        """Run it to its end, and tell the future; or put it back: if others rule it out now, or, up
-        to twice, if it could not begin for want of a worker, descriptors or space on the disk."""
+        """Execute the run, and set its future. Or put it back in line: if other runs have to end
+        first or, up to twice, if it could not begin for want of a worker, descriptors or space."""
         try:
             self.check()
             asked = {"run_id": self.future.run_id, "db_path": self.path, "resume": True}
             ended = _Run(self.dag, executor=pool, in_line=self, **asked, **self.options).execute()
-            self.begin()  # one that was a success already
+            self.begin()  # if it was a success already, nothing else has noted that
         except _Taken:
-            self.cancel(close=self._to_close)  # what kept `cancel` from it may be over
-        except BaseException as error:  # it is the future's to tell
+            self.cancel(close=self._to_close)  # an earlier `cancel` may have failed to close it
+        except BaseException as error:  # whatever it is: the future gets it
             begun = self.future.running()
             may_pass = getattr(error, "_may_pass", isinstance(error, OSError))
             self._failures += may_pass
@@ -10640,7 +10640,7 @@ class _InLine:
             if not begun and self.owner is not None:
                 with contextlib.suppress(AirflowException):
                     self.end(_brief(error))
-            elif not begun:  # as the code has changed, say; nobody may look at the future
+            elif not begun:  # its code has changed, say; and perhaps nobody looks at the future
                 of = self.future.run_id, self.dag.dag_id, _brief(error)
                 _log().error("run %s of DAG %r stays for another recover(): %s", *of)
             with contextlib.suppress(_Taken):
@@ -10651,42 +10651,42 @@ class _InLine:
 
 
 def _is_left(row: _Row, path: str) -> bool:
-    """Whether the run lost its process, and is nobody's: what `recover` goes on with. Not so one
-    that was asked to stop, though it may have lost it within its teardowns."""
+    """Whether `recover` goes on with the run: its process has died, or left it as its pool was shut
+    down. A run that was asked to stop is not one, even if its process died in its teardowns."""
     why = {"queued": (_SUBMITTED,), "failed": (_DIED, _SHUT_DOWN)}
     cut_off = row.state == "running" or row.reason in why.get(row.state, ())
     return cut_off and row.stop_requested is None and not _owner_lives(path, row.owner)
 
 
 class _RunLine:
-    """The runs that a WorkerPool was given: each begins in order, as one of its threads falls free.
+    """The runs submitted to a WorkerPool: they begin in order, each in a free thread of the line.
 
-    One that has to wait for others of its DAG holds up none but those. Threads are there only while
-    there is something to begin; at most one sleeps, until a run may be tried again.
+    A run that has to wait for others of its DAG holds up only runs of that DAG. Threads end once no
+    run is left that they could begin; at most one sleeps, until a run may be tried again.
     """
 
     def __init__(self, pool: WorkerPool) -> None:
         _set_up_slots(by_executor=True)
         self._pool = pool
         self._changed: Any = threading.Condition(threading.RLock())
-        # Of each DAG and file, in order of arrival; and how many of them run here.
+        # By _InLine.key: the runs that wait, in order of arrival; how many have begun here.
         self._waiting: dict[tuple[str, str], collections.deque[_InLine]] = {}
         self._active: collections.Counter[tuple[str, str]] = collections.Counter()
         self.threads: set[threading.Thread] = set()  # in which futures' callbacks are called, too
         self._sleeps = False
         self._closed = False  # it takes no more runs
-        self.giving_up = self.stopping = self.forced = False  # by `close`; `forced`: all at once
-        self._writing: Any = threading.RLock()  # as it knows whose it is
-        # Of each file a connection, with what closes it and lets its owner go; and who uses it.
+        self.giving_up = self.stopping = self.forced = False  # see `close`; `forced`: at once
+        self._writing: Any = threading.RLock()  # it knows whether this thread has it: see `write`
+        # By path: the store, and what closes it and lets its owner go; the runs that may use it.
         self._files: dict[str, tuple[_Store, contextlib.ExitStack]] = {}
         self._entries: weakref.WeakSet[_InLine] = weakref.WeakSet()
 
     def submit(self, dag: Dag, options: dict[str, Any], check: _Check) -> _RunFuture:
         run = self._checked("submit()", dag, options, "run_id logical_date conf resume")
         run.look_at_params()  # what is wrong is refused before there is a file
-        entry = _InLine(self, run, run.run_id, "")  # its owner comes with its file
+        entry = _InLine(self, run, run.run_id, "")  # `write` gives its file's owner
         entry.owner = self.write(entry, run.enqueue, check)
-        entry.future.run_id = run.run_id  # by now: another run may have had the first one's
+        entry.future.run_id = run.run_id  # `enqueue` has changed it if it was taken
         return self.enter(entry)
 
     def recover(self, dag: Dag, options: dict[str, Any]) -> list[_RunFuture]:
@@ -10707,10 +10707,10 @@ class _RunLine:
         return _Start(dag, **options)
 
     def write(self, entry: _InLine, act: Callable[[_Store], None], check: _Check) -> str:
-        """Let `act` write to the entry's file, over a connection that stays open (closing one waits
-        for the disk). Returns the owner of the runs that wait here."""
-        if self._writing._is_owned():  # a transaction is open, perhaps
-            raise RuntimeError("a destructor has cut into a submit() or cancel(): use a thread")
+        """Let `act` write to the entry's file, over a store that stays open (closing one waits for
+        the disk). Returns the owner of the runs of that file that wait here."""
+        if self._writing._is_owned():  # a destructor has cut in, perhaps into a transaction
+            raise RuntimeError("a destructor called submit() or cancel() inside one: use a thread")
 
         def refuse_late() -> None:
             check()
@@ -10731,7 +10731,7 @@ class _RunLine:
             return store.owner
 
     def _close_some(self, replaced: str) -> None:
-        """Close a file in whose place is another one, and those beyond some that have no runs."""
+        """Close the store of `replaced`, now another file, and all but a few that have no runs."""
         used = {entry.path for entry in self._entries if not entry.future.done()}
         spare = [path for path in self._files if path not in {replaced, *used}]
         for path in {replaced, *spare[: 1 - _FILES_OPEN]} & self._files.keys():
@@ -10747,14 +10747,14 @@ class _RunLine:
                     waiting.insert(0 if first else len(waiting), entry)
                     self._call_thread()
         except RuntimeError:
-            entry.cancel(close=entry.owner is not None)  # what was to be recovered stays
+            entry.cancel(close=entry.owner is not None)  # a run to be recovered stays so
             raise
-        if not enters:  # the pool was shut down meanwhile: it stays for `recover`
+        if not enters:  # the pool was shut down meanwhile: the run stays for `recover`
             entry.cancel(close=False)
         return entry.future
 
     def _call_thread(self) -> None:
-        """Let a thread look for what may begin: the one that sleeps, or one more."""
+        """Let a thread look for a run that may begin: the one that sleeps, or a new one."""
         if self._sleeps:
             self._changed.notify_all()
         elif len(self.threads) < self._pool.max_runs:
@@ -10762,7 +10762,7 @@ class _RunLine:
             try:
                 thread.start()
                 self.threads.add(thread)
-            except RuntimeError:  # the system has no more: those that there are have to do
+            except RuntimeError:  # the system allows no more threads; one that is there will do
                 if not self.threads:
                     raise
 
@@ -10774,7 +10774,7 @@ class _RunLine:
             except BaseException as error:  # sys.exit() in a callback of the future, say
                 _log().error("%s", _brief(error), exc_info=error)
             with self._changed:
-                self._active -= collections.Counter([entry.key])  # which drops what is 0
+                self._active -= collections.Counter([entry.key])  # it also drops keys at 0
 
     def _next(self) -> _InLine | None:
         """The next run that may begin; None if this thread is not needed."""
@@ -10812,25 +10812,25 @@ class _RunLine:
             entry.cancel(close=False)
 
     def _has_ended(self) -> bool:
-        """Whether it takes no more runs, and nothing is left that would begin one."""
+        """Whether the line takes no more runs, and no thread is left that would begin one."""
         return self._closed and not self.threads
 
     def is_within(self) -> bool:
-        """Whether this thread runs one of the pool's runs (a handler may be called between two of
-        its turns), or, as a destructor cuts in, writes or puts a run in line."""
+        """Whether this thread executes one of the pool's runs (a signal handler may be called in
+        its turns), or is in `write` or `enter` (into which a destructor may cut)."""
         is_held = self._writing._is_owned() or self._changed._is_owned()
         running = [*self.threads, *(runner.thread for runner in list(self._pool._runners))]
         return is_held or threading.current_thread() in running
 
     def drain(self, check: Callable[[], Any] = bool) -> None:
-        """Wait for the runs to end, and let go of the owners' locks; `check` may end the wait."""
+        """Wait for the runs to end, then close the files. What `check` raises ends the wait."""
         try:
             with self._changed:
                 while self.threads:
                     self._changed.wait(_GLANCE)
                     check()
         except (KeyboardInterrupt, SystemExit):
-            # Whoever can't wait wants no more runs to begin; the second time, no end in order.
+            # The first time, let no more runs begin, and stop the others; the second, at once.
             self.forced = self.stopping
             self.close(give_up=True, stop=True)
             raise

@@ -18652,7 +18652,7 @@ class SubmitTest(FlowCase):
 
         def collected(*args):
             for act in (lambda: mine.submit(self.flows.dag, db_path=self.db), first.cancel):
-                with self.assertRaisesRegex(RuntimeError, "a destructor has cut into") as caught:
+                with self.assertRaisesRegex(RuntimeError, "a destructor called submit") as caught:
                     act()
                 refused.append(caught)
             mine.shutdown()
