@@ -10872,9 +10872,9 @@ class TaskInstance:
         self.hostname = ""
         self.task_group_id: str | None = None
         self.role: str | None = None  # "setup" or "teardown"
-        self.element: str | None = None  # what a mapped one was mapped over, for people
+        self.element: str | None = None  # what a mapped instance is mapped over, for people
         self.interrupted = False  # its latest attempt was cut off
-        self._attempt_state: str | None = None  # of its latest one
+        self._attempt_state: str | None = None  # that of its latest attempt
         self._db_path: Any = None
         self.task: Any = None
 
@@ -10885,7 +10885,7 @@ class TaskInstance:
 
     @property
     def log_url(self) -> str:
-        """How its log is read: a command, where Airflow has a page's address."""
+        """The command that shows its log; in Airflow, the address of a page."""
         names = [f"{self.dag_id}/{self.run_id}", self._label]
         db = {"--db": self._db_path} if self._db_path else {}
         return _command(f"{_own_command()} logs", names, db)
@@ -10896,7 +10896,7 @@ class TaskInstance:
         RuntimeError outside a task, TypeError for a value that can't be pickled."""
         _of_type(str)("key", key)
         if (execution := self._execution()).is_over:
-            # Not raised: a callback that tells of a failure has better things to do.
+            # Printed, not raised: an error would keep a callback from telling of a failure.
             lost = f"what its callback pushes for {key!r} is not stored"
             _print_as_task(f"task {execution.task_id!r} has ended: {lost}")
         _push(execution, key, value, f"pushed for {key!r} a")
@@ -10927,7 +10927,7 @@ class TaskInstance:
         _of_type(str)("key", key)
         if map_indexes is not ... and map_indexes is not None:
             _of_type(int, list, tuple, range)("map_indexes", map_indexes)
-        index = map_indexes if isinstance(map_indexes, int) else None  # others are not read
+        index = map_indexes if isinstance(map_indexes, int) else None  # then only that is read
         is_one = task_ids is None or isinstance(task_ids, str)
         wanted = [task_ids or self.task_id] if is_one else task_ids
         values: list[Any] = []
@@ -10951,26 +10951,26 @@ class TaskInstance:
         *,
         run_ids: Sequence[str],
     ) -> dict[str, dict[str, TaskInstanceState | None]]:
-        """The states of this run's tasks, from inside a running one: by run id, and by task id, to
-        which a mapped one's index is joined (`load_3`). Raises ValueError for other runs."""
+        """The states of this run's tasks, from inside a running task, by run id and then task id (a
+        mapped instance: with its index, `load_3`). Raises ValueError for other runs."""
         if dag_id != self.dag_id or [*run_ids] != [self.run_id]:
-            raise ValueError("get_task_states() here tells of this run only: run_ids=[ti.run_id]")
+            raise ValueError("get_task_states() here reads this run only: run_ids=[ti.run_id]")
         states = {
             ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}": ti.state
-            # Last its own, which may not be recorded as running yet.
+            # The task's own state comes last: its row may not say `running` yet.
             for ti in [*self._execution().context["dag_run"].get_task_instances(), self]
             if map_index in (None, ti.map_index) and (not task_ids or ti.task_id in task_ids)
         }
         return {self.run_id: states}
 
     def _execution(self) -> _Execution:
-        """The attempt that it is of. Raises RuntimeError for one that was read, also in a task."""
+        """The attempt whose `ti` this is. Raises RuntimeError if this was read from a database."""
         if self.task is None:
-            raise RuntimeError(f"{self!r} is a record, of no running task: see DagRun.xcom_pull()")
+            raise RuntimeError(f"{self!r} is a record, not a task's `ti`: use DagRun.xcom_pull()")
         return _running_execution()
 
     _label = property(lambda self: _label_of(self.task_id, self.map_index))
-    # The state for people: what was cut off has none, but it did start.
+    # The state in words: what was cut off has no state, but did start.
     _word = property(lambda self: self.state or ("interrupted" if self.interrupted else "none"))
 
     def __repr__(self) -> str:
@@ -10990,14 +10990,14 @@ def _running_instance(execution: _Execution) -> TaskInstance:
 
 
 def _instance_of(row: _Row, run: DagRun, attempt: bool = False) -> TaskInstance:
-    """A task instance as it is stored, or as it stood at the attempt of the row."""
+    """The task instance of a row, as it is now, or with `attempt` as the row's attempt left it."""
     ti = TaskInstance(run.dag_id, run.run_id, row.task_id, max(-1, row.map_index))
     ti._db_path = run._path
     ti.state = _TASK_STATES.get(row.task_attempt_state if attempt else row.state)
     ti.try_number = max(0, row.task_attempt_try_number if attempt else row.try_number)
     ti.max_tries, was = row.max_tries, row.task_attempt_state
     if not attempt:
-        # Its latest attempt tells nothing of it once it was cleared, or a resume decided it anew.
+        # Its latest attempt no longer counts if it was cleared, or decided anew by a resume.
         skipped = ti.state is _S.SKIPPED and was != "skipped"
         open_again = skipped or ti.state in (None, _S.UPSTREAM_FAILED)
         is_past = (row.start_date or row.end_date or "") < (run._row.resumed_date or "")
@@ -11007,7 +11007,7 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool = False) -> TaskInstance:
     if attempt or ((ti.state or ti.interrupted) and was is not None):
         ti.pid, ti.error = row.pid, row.error
         ti.start_date = _moment(row.start_date)
-        ti.end_date = None if ti.state is _S.RUNNING else _moment(row.end_date)  # of a poke before
+        ti.end_date = None if ti.state is _S.RUNNING else _moment(row.end_date)  # an earlier poke's
     ti.upstream_task_ids = {str(name) for name in _parsed(row.upstream_task_ids, list)}
     ti.task_group_id, ti.role, ti.element = row.task_group_id, row.role, row.element_preview
     return ti
@@ -11017,8 +11017,8 @@ class DagRun:
     """One run of a DAG, as it stood in the database when it was read; `refresh` reads it again.
 
     `state` is a DagRunState; `reason` says why it failed where no task is to blame. Times are
-    timezone-aware UTC datetimes; `conf` is the dict the run was started with. What reads the run,
-    its tasks, values or logs raises RunNotFound once it was deleted, and DatabaseError.
+    timezone-aware UTC datetimes; `conf` is the dict the run was started with. Methods that read the
+    database raise RunNotFound once the run was deleted there, and DatabaseError.
     """
 
     run_type = "manual"
@@ -11027,7 +11027,7 @@ class DagRun:
         self._path, self._row = path, row
         self.dag_id: str = row.dag_id
         self.run_id: str = row.run_id
-        # For people: one line, whatever ids a harmful file holds.
+        # For people: one line, even if a harmful file has ids with line breaks.
         self._name = f"{row.dag_id}/{row.run_id}".replace("\n", "\\n")
         self.state = DagRunState(row.state) if row.state in [*DagRunState] else DagRunState.FAILED
         self.reason: str | None = row.reason
@@ -11035,7 +11035,7 @@ class DagRun:
         self.start_date = _moment(row.start_date)
         self.end_date = _moment(row.end_date)
         self.conf: dict[str, Any] = _parsed(row.conf, dict)
-        # A run starts at once; as it is started by hand, it covers no interval.
+        # As Airflow has it for a run that is started by hand: no wait, an interval of no length.
         self.run_after = self.start_date
         self.data_interval_start = self.data_interval_end = self.logical_date
 
@@ -11052,16 +11052,16 @@ class DagRun:
     @property
     def owner_alive(self) -> bool:
         """Whether the process that works on the run, or has it in line, is alive; False once the
-        run has ended. Where that process is gone the run is read again, as by `refresh`."""
+        run has ended. If the process is dead, this reads the run again, as `refresh` does."""
         if self._row.state not in ("running", "queued"):
             return False
         alive = _owner_lives(self._path, self._row.owner)
-        if not alive:  # all that it has recorded is there now
+        if not alive:  # the process records nothing more, but may have recorded the run's end
             with contextlib.suppress(AirflowException):  # the run may have been deleted
                 self.refresh()
         return alive
 
-    # Whether the run reads `running`, and nobody works on it; asking may read it again.
+    # Whether the state is `running`, but the owner is dead (`owner_alive` may read the run again).
     _owner_died = property(lambda self: not self.owner_alive and self.state is DagRunState.RUNNING)
 
     def refresh(self) -> DagRun:
@@ -11084,8 +11084,8 @@ class DagRun:
         return next(iter(self._instances(task_id=task_id, map_index=map_index)), None)
 
     def _instances_of(self, task_id: str, map_index: int = -1) -> list[_Row]:
-        """The ids and states of a task's instances; none if the run has no tasks yet. Raises
-        TaskNotFound, also for an index that is not among them."""
+        """The indexes and states of a task's instances; none if the run has no tasks yet. Raises
+        TaskNotFound for a task that the run does not have, or not with this index."""
         found = self._look(_select_keys, task_id=_of_type(str)("task_id", task_id))
         if not found and (known := {ti.task_id for ti in self._look(_select_keys)}):
             what = f"run {self.run_id!r} has no task {task_id!r}"
@@ -11096,13 +11096,13 @@ class DagRun:
         return found
 
     def _instances(self, attempts: bool = False, **which: Any) -> list[TaskInstance]:
-        """The run's, or those of a task, an index or a state; with `attempts` one for each try."""
+        """The run's task instances, or those that `which` selects; `attempts`: one for each try."""
         rows = self._look(_select_attempts if attempts else _select_instances, **which)
         return [_instance_of(row, self, attempt=attempts) for row in rows]
 
     def _look(self, look: Callable[..., T], **which: Any) -> T:
-        """Read something of this run by one of the store's looks. Raises RunNotFound if it was
-        deleted, or the file replaced by one where its row is another run's."""
+        """Read something of this run by one of the store's looks. Raises RunNotFound if the run was
+        deleted, or the file was replaced and has another run in this row."""
 
         def look_at_both(db: sqlite3.Connection, run_row: int, **which: Any) -> tuple[Any, T]:
             return _find_run(db, id=run_row), look(db, run_row, **which)
@@ -11125,8 +11125,8 @@ class DagRun:
             return values[0].value if bare else [row.value for row in values]
         found = self._look(_select_keys, task_id=task_id, map_index=map_index) if indexed else []
         found = found or self._instances_of(task_id, map_index)
-        now = _read_run(self._path, self.dag_id, self.run_id)._row  # perhaps pruned since
-        if now.values_deleted is not None:  # a None would be taken for the value
+        now = _read_run(self._path, self.dag_id, self.run_id)._row  # it may have been pruned since
+        if now.values_deleted is not None:  # a None would look like the task's value
             raise XComNotFound(f"the values of run {self.run_id!r} were deleted (prune --values)")
         if key != "return_value":
             known = {row.key for row in self._look(_select_xcoms, task_id=task_id)}
@@ -11157,8 +11157,8 @@ class DagRun:
 
     def clear(self, task_ids: str | Iterable[str], downstream: bool = True) -> list[str]:
         """Mark tasks (or instances, as `task[3]`) of a run that nobody works on to run again, and
-        return their names. The run becomes `queued`; a resume runs them, with all that hangs on
-        them by then (unless `downstream` is False) and the setups and teardowns of their scopes.
+        return their names. The run becomes `queued`; a resume runs them, with all that then hangs
+        on them (unless `downstream` is False) and the setups and teardowns of their scopes.
 
         Raises TaskNotFound, AlreadyRunning; AirflowException if the values of the run were deleted.
         """
@@ -11171,14 +11171,14 @@ class DagRun:
         wanted = [task_ids] if isinstance(task_ids, str) else list(several)
         names = self._tasks_in(wanted, but_state="removed")
         how = _CLEARED if _boolean("downstream", downstream) else _CLEARED_ALONE
-        if names:  # without any the run keeps its state
+        if names:  # an empty list leaves the run's state alone
             self._write(lambda store: store.change(self._row.id, check, store.clear, names, how))
             self.refresh()
         return wanted
 
     def _tasks_in(self, names: Sequence[str], **which: Any) -> list[tuple[str, int | None]]:
-        """Names of the run's tasks, as `task` or `task[3]`, taken apart into task_id and map_index.
-        Raises TaskNotFound for what is not among `which` instances."""
+        """Split names of the run's tasks (`task` or `task[3]`) into task_id and map_index. Raises
+        TaskNotFound for a name that no instance has among those that `which` selects."""
         ids = {_of_type(str)("a task id", name).partition("[")[0] for name in names}
         found = self._look(_select_keys, task_id=ids.pop(), **which) if len(ids) == 1 else []
         found = found or self._look(_select_keys, **which)
@@ -11207,13 +11207,13 @@ class DagRun:
     def delete(self) -> None:
         """Delete the run with its task instances, values and logs, and give the disk space back.
         Raises RunNotFound, AlreadyRunning."""
-        self.refresh()  # first: a connection that writes would make a file where there is none
+        self.refresh()  # raises if there is no file: `_write` would make one
         self._write(lambda store: store.change(self._row.id, self._refuse_live, store.delete_run))
         self._write(_Store.give_back)
 
     def raise_if_failed(self) -> DagRun:
-        """The run itself, unless it failed. Raises DagRunFailed, which names tasks and reasons
-        (of a run that was deleted its own reason alone)."""
+        """Return the run itself, unless it failed. Raises DagRunFailed, which names the run's
+        reason and, unless the run was deleted, the failed tasks with theirs."""
         died = self._owner_died
         if died or self.state is DagRunState.FAILED:
             why = self._why(*self._failures(_MOST_TOLD))
@@ -11222,15 +11222,15 @@ class DagRun:
         return self
 
     def _failures(self, most: int, found: Any = None) -> tuple[list[TaskInstance], int]:
-        """The first failed tasks, and how many there are in all; none if the run was deleted
-        meanwhile. `found`: what a look has found of them."""
+        """The first failed task instances, `most` at most, and how many there are; none if the run
+        was deleted meanwhile. `found`: what `_select_failed` gave, if that is known."""
         with contextlib.suppress(RunNotFound):
             found = found or self._look(_select_failed, limit=most)
         rows, count = found or ([], 0)
         return [_instance_of(row, self) for row in rows], count
 
     def _why(self, failed: Sequence[TaskInstance], count: int) -> str:
-        """Why it failed: its own reason, then those of these tasks, the first of so many."""
+        """Why the run failed: its own reason, then those of `failed`, the first of `count` ones."""
         told = [f"{ti._label}: {_last_line(ti.error)}" for ti in failed]
         more = [f"and {count - len(failed)} more"] if count > len(failed) else []
         return "; ".join(filter(None, [self.reason, *told, *more]))
@@ -11270,7 +11270,7 @@ def _dag_run_of(info: Mapping[str, Any]) -> DagRun:
 
 
 def _read_runs(path: str, dag_id: str | None, **asked: Any) -> list[DagRun]:
-    """Runs, newest first; `asked` narrows them down, see `_ASKED_OF`."""
+    """Runs, newest first; `asked` selects among them: see `_ASKED_OF`."""
     return [DagRun(row, path) for row in _read(path, _select_runs, dag_id=dag_id, **asked)]
 
 

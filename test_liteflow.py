@@ -5598,7 +5598,7 @@ class ContextTest(Case):
         with DAG("second") as second:
             task(task_id="f")(lambda: read.xcom_pull("f"))()
         error = second.test(db_path=self.db).get_task_instance("f").error
-        self.assertIn("is a record, of no running task: see DagRun.xcom_pull()", error)
+        self.assertIn("is a record, not a task's `ti`: use DagRun.xcom_pull()", error)
 
     def test_outside_a_task_there_is_no_context(self):
         for act in (
