@@ -9369,7 +9369,7 @@ def _owned_folder(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _let_go_in_child() -> None:
-    """In a forked process, close the locked files and let go of the slots: its parent has them."""
+    """In a forked process, close the locked files and drop the slots: they are its parent's."""
     while _owner_files:
         os.close(_owner_files.popitem()[1])
     _let_go_of_slots()
@@ -9410,22 +9410,22 @@ def _owner_lives(path: str, owner: str | None) -> bool:
 
 
 def _sweep(path: str) -> None:
-    """Remove the folders of dead owners of this database, but none of a user's, nor by a link."""
+    """Remove the folders of this database's dead owners. Follow no link; leave users' folders."""
     folder, name = os.path.split(path)
     names: list[str] = []
-    with contextlib.suppress(OSError):  # one may make files in the folder, but perhaps not list it
+    with contextlib.suppress(OSError):  # the folder may be writable, but not readable
         # By name first: a folder like /tmp may hold thousands of other files.
         names = [each for each in os.listdir(folder) if each.startswith(f"{name}-run-")]
     for each in names:
         owned = os.path.join(folder, each)
-        if re.fullmatch(r"[0-9a-f]{16}", each.removeprefix(f"{name}-run-")):  # made by liteflow
+        if re.fullmatch(r"[0-9a-f]{16}", each.removeprefix(f"{name}-run-")):  # liteflow made it
             with contextlib.suppress(OSError):
                 os.rmdir(owned)  # it succeeds if its owner was killed before it made the file
         with contextlib.suppress(OSError), _open_mark(owned) as mark:
             regular = stat.S_ISREG(os.fstat(mark.fileno()).st_mode)
             # After a power cut the file may be there, but empty or full of zeros.
             marked = regular and mark.read(1000).strip(b"\0")[:11] in (b"", b'{"liteflow"')
-            # A shared lock: `_owner_lives` tries one as well, and so takes this for no owner's.
+            # A shared lock, unlike an owner's, does not keep `_owner_lives` from getting one.
             if marked and _lock(mark.fileno(), shared=True):
                 _remove_folder(owned)
 
@@ -9457,12 +9457,12 @@ def _refusal(row: _Row, more: str = "") -> AlreadyRunning:
 
 
 class _LookAgain(Exception):
-    """The recorded runs have changed since `_Start._look_ahead` read them: it is to read again."""
+    """The recorded runs have changed since `_Start._look_ahead` read them: it has to read again."""
 
 
 # The options of a run: those of `Dag.run`; `in_process`: run the tasks here, as Dag.test does;
 # `again`: tasks of the resumed run (TASK or TASK[INDEX]) that are to run again; `in_line`: its
-# _InLine, if it was submitted; `command`: how its script was started; `logs`: show tasks' output.
+# _InLine, if a pool runs it in line; `command`: how its script was started; `logs`: show output.
 _REQUEST = [*_Parameters(Dag.run).names[1:], *"in_process again in_line command logs".split()]
 
 
@@ -9499,7 +9499,7 @@ class _Start:
 
     def _hear_signal(self, number: int | None, frame: Any) -> None:
         """A signal came, in the main thread. `number` is None unless it is to end the run."""
-        # A SIGHUP counts only as the first: of a closed terminal, shell and kernel both send one.
+        # SIGHUP counts only as the first signal: shell and kernel both send it at a terminal's end.
         if number and not (self._caught and signal.Signals(number).name == "SIGHUP"):
             self._caught.append(number)
         self.runner.wake()
@@ -9511,7 +9511,7 @@ class _Start:
             raise BlockingIOError
 
     def _check(self) -> None:
-        """Raises AirflowException if the run was told to stop before it has begun, or _Taken."""
+        """Raises AirflowException if the run is to stop before it has begun; also _Taken."""
         self._signals.call_due()
         if self._caught or self._stop_is_set():
             raise AirflowException("stopped before the run began")
@@ -9606,7 +9606,7 @@ class _Start:
         }
 
     def _open_in_turn(self) -> None:
-        """Open the run. If others must end first, `wait` for that, or else raise AlreadyRunning."""
+        """Open the run. If other runs must end first, `wait` for them, or raise AlreadyRunning."""
         for turn in itertools.count():
             try:
                 return _until_unlocked(self.path, self._open, self._check)
@@ -9659,10 +9659,10 @@ class _Start:
         known, dag_id = self.recorded, self.dag.dag_id
         row = store.look(_find_run, dag_id=dag_id, run_id=self.run_id)
         if known is None and row is not None and self.asked.run_id is not None:
-            what = f"DAG {dag_id!r} already has a run {self.run_id!r}"
+            what = f"DAG {dag_id!r} has a run {self.run_id!r} already"
             raise DagRunAlreadyExists(f"{what}: resume it, or give another run_id")
         if (row and row.id) != (known and known.id):
-            # Deleted; or this microsecond's id is taken (by many, where a test freezes the clock).
+            # The run was deleted; or its id of this microsecond is taken, as by a frozen clock.
             self._aside = int.from_bytes(os.urandom(2)) * _datetime.timedelta.resolution
             raise _LookAgain
         if row is None or known is None:  # a new run: both are None
@@ -9674,7 +9674,7 @@ class _Start:
             raise _LookAgain
         if self.asked.in_line is not None:
             self.asked.in_line.check(row)
-        elif _owner_lives(self.path, row.owner):  # it runs the run, or has it in line
+        elif _owner_lives(self.path, row.owner):  # the owner executes the run, or has it in line
             raise _refusal(row)
         return store.close_run(row.id) if row.state == "running" else row
 
@@ -9707,7 +9707,7 @@ class _Start:
             self._news += _news_of(resumption)
 
     def _owe(self, attempt: _Attempt, names: Iterable[str]) -> bool:
-        """Let the commit call the task's callbacks of these names. Returns whether it has any."""
+        """Add the task's callbacks of these names to the batch. Returns whether it has any."""
         task = attempt.instance.node.task
         wanted = [name for name in names if getattr(task, name, None) is not None]
         if wanted:
@@ -9719,8 +9719,8 @@ class _Start:
     def _resumption(self, row: _Row) -> _Resumption:
         """Decide what the resume keeps and what runs again, and make the plan of that.
 
-        What is new or was left out makes tasks below it run again only if it runs itself. So a plan
-        is tried; those of `left_out` that it starts are `running`, and all is decided once more."""
+        What is new or was left out makes tasks below it run again only if it runs itself. So plans
+        are tried: what one starts of `left_out` is `running` for the next; the last starts none."""
         rows = self._store.look(_select_past, row.id)
         known = {(past.task_id, past.map_index) for past in rows if past.state != "removed"}
         _refuse_index(self.run_id, self._again, known)
@@ -9988,7 +9988,7 @@ class _Run(_Start):
         except BaseException as error:
             if not self._caught:
                 raise
-            # Errors that the signal explains: Ctrl-C also reaches workers that are starting.
+            # The signal explains these: it may cut off a worker's start, or, again, the run's end.
             is_end = isinstance(error, (AirflowException, KeyboardInterrupt))
             if isinstance(error, DatabaseError) or not is_end:
                 trouble = error
@@ -10057,9 +10057,8 @@ class _Run(_Start):
         store.close() if pool is None else pool._leave_store(store)
 
     def prepare_again(self, name: str) -> _Execution:
-        """A task of the recorded run, ready to run in this process with the inputs that it had.
-        `name`: `task` or `task[3]`; a mapped task's first failed instance, if it has no index.
-        Raises TaskNotFound, _UsageError."""
+        """A task of the recorded run, ready to run here with the inputs that it had; of a mapped
+        one, if `name` has no index, the first that failed. Raises TaskNotFound, _UsageError."""
         task_id, index = _task_named(name, self.dag.task_dict)
         self._look_ahead()
         assert self.recorded is not None
@@ -10076,8 +10075,7 @@ class _Run(_Start):
         for key, past in recorded.items():
             states[key[0]].add(past.state)
         ran = not states[task_id].isdisjoint((_S.SUCCESS, _S.FAILED))
-        for up in _taken_by(task):
-            # A task that has run had its upstreams in these states, whatever they are.
+        for up in _taken_by(task):  # if the task ran, it ran with these, however they ended
             if states[up].isdisjoint(_ENDED if ran else (_S.SUCCESS, _S.SKIPPED)):
                 there = ", ".join(sorted(state or "not run" for state in states[up])) or "not there"
                 what = f"task {up!r}, whose result {task_id!r} takes,"
@@ -10385,11 +10383,11 @@ class _Run(_Start):
 
     def _conclude(self, attempt: _Attempt, outcome: _Outcome, *due: str) -> None:
         """Let the plan decide what the instance of an attempt that has ended becomes. `due`: names
-        of callbacks to call before the one that follows from that."""
+        of callbacks to call before the one for its new state."""
         instance = attempt.instance
         self._begin(attempt)
         start, took = outcome.start, outcome.took
-        if start is None or attempt.pokes:  # the worker died, or knows of its own poke only
+        if start is None or attempt.pokes:  # the worker died, or knows only of the last poke
             start, took = attempt.began, _monotonic() - attempt.first_taken
         attempt.started, attempt.ended = _iso_of(start), _iso_of(start + took)
         if outcome.terminated and self.reason is not None:
@@ -10516,8 +10514,8 @@ class _Run(_Start):
     # Callbacks.
 
     def _call_dag(self, ended: _Row) -> None:
-        """After the run's end is recorded, have any worker call the DAG's callbacks for it, and for
-        its runs that `_make_way` closed. A further signal ends them; a forced run calls none."""
+        """After the run's end is recorded, let workers call the DAG's callbacks for it, and for the
+        runs that `_make_way` closed. A further signal ends them; a forced run calls none."""
         if not self.plan.nodes or self._forced:
             return
         state = TaskInstanceState(ended.state)
@@ -10625,7 +10623,7 @@ class _InLine:
             self.check()
             asked = {"run_id": self.future.run_id, "db_path": self.path, "resume": True}
             ended = _Run(self.dag, executor=pool, in_line=self, **asked, **self.options).execute()
-            self.begin()  # if it was a success already, nothing else has noted that
+            self.begin()  # not done yet if the run was a success already
         except _Taken:
             self.cancel(close=self._to_close)  # an earlier `cancel` may have failed to close it
         except BaseException as error:  # whatever it is: the future gets it
@@ -10651,8 +10649,8 @@ class _InLine:
 
 
 def _is_left(row: _Row, path: str) -> bool:
-    """Whether `recover` goes on with the run: its process has died, or left it as its pool was shut
-    down. A run that was asked to stop is not one, even if its process died in its teardowns."""
+    """Whether `recover` goes on with the run: its process died, or shut its pool down, and no other
+    has taken it. Not if the run was asked to stop, even if its process died in the teardowns."""
     why = {"queued": (_SUBMITTED,), "failed": (_DIED, _SHUT_DOWN)}
     cut_off = row.state == "running" or row.reason in why.get(row.state, ())
     return cut_off and row.stop_requested is None and not _owner_lives(path, row.owner)
@@ -10997,7 +10995,7 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool = False) -> TaskInstance:
     ti.try_number = max(0, row.task_attempt_try_number if attempt else row.try_number)
     ti.max_tries, was = row.max_tries, row.task_attempt_state
     if not attempt:
-        # Its latest attempt no longer counts if it was cleared, or decided anew by a resume.
+        # If the instance was cleared, or decided anew by a resume, its latest attempt is history.
         skipped = ti.state is _S.SKIPPED and was != "skipped"
         open_again = skipped or ti.state in (None, _S.UPSTREAM_FAILED)
         is_past = (row.start_date or row.end_date or "") < (run._row.resumed_date or "")
