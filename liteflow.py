@@ -10952,7 +10952,7 @@ class TaskInstance:
         """The states of this run's tasks, from inside a running task, by run id and then task id (a
         mapped instance: with its index, `load_3`). Raises ValueError for other runs."""
         if dag_id != self.dag_id or [*run_ids] != [self.run_id]:
-            raise ValueError("get_task_states() here reads this run only: run_ids=[ti.run_id]")
+            raise ValueError("get_task_states() here tells of this run only: run_ids=[ti.run_id]")
         states = {
             ti.task_id if ti.map_index < 0 else f"{ti.task_id}_{ti.map_index}": ti.state
             # The task's own state comes last: its row may not say `running` yet.
