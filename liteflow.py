@@ -9734,8 +9734,8 @@ class _Start:
             at = {k: (x.task_id, x.map_index) for k, x in found.instances.items() if k not in again}
             kept = {key: lengths[old] for key, old in at.items() if old in lengths}
             recorded = found.recorded()
-            # The plan takes `along` to have succeeded again, but not what a branch among them once
-            # chose: it may choose something else.
+            # The plan takes `along` to have succeeded again, without the recorded choice of any
+            # branch among them, as that may choose something else.
             now = {k: found.instances[k]._replace(state=_S.SUCCESS, flow=None) for k in found.along}
             self._plan_on({**recorded, **now}, kept)
             ready = [i for i in self.plan.instances() if i.decided and i.state is None]
@@ -10045,7 +10045,7 @@ class _Run(_Start):
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[_Store]:
-        """The run's store: a new one, or that which the pool has kept open, and gets back."""
+        """The run's store: new, or kept open by the pool, which gets it back."""
         pool = self.asked.executor if isinstance(self.asked.executor, WorkerPool) else None
         kept = None if pool is None else pool._store_of(self.path, take=True)
         self._store = store = kept or _Store(self.path, self._check)
@@ -11228,7 +11228,7 @@ class DagRun:
         return [_instance_of(row, self) for row in rows], count
 
     def _why(self, failed: Sequence[TaskInstance], count: int) -> str:
-        """Why the run failed: its own reason, then those of `failed`, the first of `count` ones."""
+        """Why the run failed: its own reason, then those of `failed`, the first of `count`."""
         told = [f"{ti._label}: {_last_line(ti.error)}" for ti in failed]
         more = [f"and {count - len(failed)} more"] if count > len(failed) else []
         return "; ".join(filter(None, [self.reason, *told, *more]))
