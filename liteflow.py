@@ -9719,8 +9719,9 @@ class _Start:
     def _resumption(self, row: _Row) -> _Resumption:
         """Decide what the resume keeps and what runs again, and make the plan of that.
 
-        What is new or was left out makes tasks below it run again only if it runs itself. So plans
-        are tried: what one starts of `left_out` is `running` for the next; the last starts none."""
+        What is new or did not run makes tasks below it run again only if it runs itself. So plans
+        are tried: what a plan starts of `may_not_run` is `running` for the next, until one starts
+        no more."""
         rows = self._store.look(_select_past, row.id)
         known = {(past.task_id, past.map_index) for past in rows if past.state != "removed"}
         _refuse_index(self.run_id, self._again, known)
