@@ -8769,7 +8769,7 @@ class _SlotRunner(_Runner):
         times = [until, *[slot.deadline for slot in self._slots]]
         if self._suspects:
             times.append(now + 0.001)
-        elif self._out and any(slot.is_idle for slot in self._slots):
+        elif _pulls() and self._out and any(slot.is_idle for slot in self._slots):
             times.append(self._heard + _STALL)
         if self._pool._slot_line:
             times += [slot.lent + _TURN for slot in self.spare() if slot.lent + _TURN > now]

@@ -10035,6 +10035,18 @@ class OneAtATimeTest(QueueCase):
         self.assertEqual((busy.wire.send.call_count, idle.wire.send.call_count), (0, 1))
         runner._slots = []
 
+    def test_a_job_that_its_worker_does_not_take_wakes_nobody(self):
+        """With another worker idle, the scheduler looked again at once, until it was taken."""
+        runner = liteflow._SlotRunner(WorkerPool(1), False, DAG("d"), 0.0)
+        self.addCleanup(runner.close)
+        runner._slots, runner._out = [mock.Mock(is_idle=True, deadline=math.inf)], {1: mock.Mock()}
+        runner._poll = mock.Mock()
+        runner._poll.poll.return_value = []
+        runner._listen(liteflow._monotonic() + 60)
+        [waited] = runner._poll.poll.call_args.args
+        self.assertGreater(waited, 1000)
+        runner._slots = []
+
     def test_a_worker_has_no_queue(self):
         helper = self.helper(
             """
