@@ -8297,11 +8297,13 @@ class WorkerPool:
         pool, or in a destructor that has cut into it: these can't wait for their own end.
         """
         with _HeldSignals() as held:
+            if self._runs is None:
+                with self._lock:  # else a line that is just being made takes runs
+                    self._closed = self._closed or self._runs is None
             runs = self._runs
             if runs is not None:
                 runs.close(give_up=cancel_futures or stop, stop=stop)
             if self._lock._is_owned() or (runs is not None and (not wait or runs.is_within())):
-                self._closed = self._closed or runs is None  # else a line being made takes runs
                 threading.Thread(target=self.shutdown).start()
                 return
             if runs is not None:

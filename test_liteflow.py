@@ -18733,6 +18733,21 @@ class SubmitTest(FlowCase):
             self.go_on()
         self.assertEqual(self.state(future), ("failed", "cancelled"))
 
+    def test_a_shutdown_that_has_begun_takes_no_first_run(self):
+        """Its line was made too late to be waited for, and the run that was accepted failed."""
+        mine, refused, end = WorkerPool(1), [], WorkerPool._end_slots
+
+        def end_late(pool) -> None:
+            with self.assertRaisesRegex(RuntimeError, "the WorkerPool is shut down") as caught:
+                pool.submit(self.flows.dag, db_path=self.db)
+            refused.append(caught.exception)
+            end(pool)
+
+        with mock.patch.object(WorkerPool, "_end_slots", end_late):
+            mine.shutdown()
+        self.assertEqual(len(refused), 1)
+        self.assertFalse(self.db.exists())
+
     def test_a_second_shutdown_waits_for_the_thread_of_a_first(self):
         mine = WorkerPool(1)
         mine.submit(self.flows.dag, db_path=self.db, conf={"n": 1}).result(LIMIT)
