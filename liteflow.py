@@ -10592,7 +10592,11 @@ class _InLine:
                 held.callback(self._give_up)
             if close and self._to_close:
                 # Before the future is cancelled: whoever hears of that may shut the pool down.
-                self.end("cancelled", held.call_due)
+                try:
+                    self.end("cancelled", held.call_due)
+                except RuntimeError:  # the line has ended: its thread may have closed the run
+                    if self._to_close:
+                        raise
                 self._to_close = False
         return self._is_cancelled
 

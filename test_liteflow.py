@@ -18748,6 +18748,24 @@ class SubmitTest(FlowCase):
         self.assertEqual(len(refused), 1)
         self.assertFalse(self.db.exists())
 
+    def test_a_cancel_during_which_the_line_ends_is_one_all_the_same(self):
+        """The line's thread had closed the run, and who cancelled it was told that the pool is shut
+        down."""
+        mine, write, me = WorkerPool(1, max_runs=1), liteflow._RunLine.write, threading.get_ident()
+        _, future = self.hold(mine, *"ab")
+
+        def write_late(line, *args):
+            if threading.get_ident() == me:
+                mine.shutdown(wait=False)
+                self.go_on()
+                wait_until(lambda: not line.threads)
+            return write(line, *args)
+
+        with mock.patch.object(liteflow._RunLine, "write", write_late):
+            self.assertTrue(future.cancel())
+        mine.shutdown()
+        self.assertEqual(self.state(future), ("failed", "cancelled"))
+
     def test_a_second_shutdown_waits_for_the_thread_of_a_first(self):
         mine = WorkerPool(1)
         mine.submit(self.flows.dag, db_path=self.db, conf={"n": 1}).result(LIMIT)
