@@ -7639,6 +7639,27 @@ def _answers(pid: int | None) -> bool:
 
 # --- Runners: slots of worker processes -----------------------------------------------------------
 
+# Private parts of CPython that this file uses ("owner: names: for what"); a test looks for each.
+#   __import__("_signal"): getsignal, pthread_sigmask, signal, valid_signals: no enums, so faster
+#   asyncio: _enter_task, _get_running_loop, _leave_task, _set_running_loop: `_awaited`
+#   asyncio.events: _event_loop_policy: `_own_loop`, which finds the loop as its `_local._loop`
+#   concurrent.futures.ProcessPoolExecutor(1): _executor_manager_thread, _processes: `_submit`
+#   concurrent.futures.process: _threads_wakeups: `_leave_asleep`
+#   concurrent.futures.thread: _threads_queues, _worker: to count a pool's idle threads
+#   logging: _handlerList: to write what handlers hold back
+#   multiprocessing.Process(): _after_fork, _bootstrap, _parent_pid: `_be_forked`
+#   multiprocessing.Process(): _args, _config, _popen: `_serve`, `_allowed_to_start`, `_submit`
+#   multiprocessing.SimpleQueue(): _reader, _writer: `_close_pipes`
+#   multiprocessing.forkserver._forkserver: _forkserver_pid, _preload_modules: `_forkserver_answers`
+#   multiprocessing.process: _children: `_forget`
+#   multiprocessing.spawn._main.__code__: _inheriting: set while a child imports the script
+#   multiprocessing.util: _finalizer_registry: `_remove_shared`
+#   multiprocessing.util.Finalize(set(), bool): _args, _callback: what it would close or remove
+#   os.environ: _data: the environment as bytes
+#   threading: _SHUTTING_DOWN, _register_atexit: to end before Python joins its threads
+#   threading.RLock(): _is_owned: to notice a destructor or signal handler that cuts in
+#   threading.Thread(): _daemonic: `_allowed_to_start`
+
 _START_LIMIT = 120.0  # seconds for a worker to start and import the DAG's module
 _CALLBACK_LIMIT = 60.0  # seconds that callbacks may take
 _GRACE = 5.0  # seconds from TERM to KILL
@@ -7808,9 +7829,18 @@ class _Slot:
     """One worker process, lent to one run at a time. It serves in the initializer of an executor of
     its own, unless a forked server has forked it.
 
-    Its `state` is `free` in the pool, `asked` until its worker has started and joined a run,
-    `serving` while it takes jobs, once that run is recorded, `held` after a job until there is word
-    of it, `calling` while callbacks run, and `dead` at the end.
+    The values of `state`, what tells apart states that share one, and which method leads where:
+
+        free: in the pool -> asked (`_join`)
+        asked: its worker starts, or imports a run's DAG -> serving (`_on_joined`) | free (`close`)
+        serving: idle (`is_idle`) -> busy (`_on_took`) | calling (`_let_call`) | free (`close`)
+                 busy (`attempt`) -> idle | held (`_on_done`)
+                 busy, its job is being ended (`reason`: `ask_to_end`) -> spoilt (`_on_done`)
+                 spoilt (`spoilt` says why) -> dead (`_lose`), once it has no attempt
+                 leaving (`spoilt` is "": `_hand_over`) -> free (`_on_left`), once it has none
+        held: it keeps the attempt that it told of, until there is word -> calling (`_let_call`)
+        calling: it runs callbacks, or tidies up -> serving (`_on_called`)
+        any -> dead: its worker ended, can't be heard (`gone`), failed to start, or isn't needed
     """
 
     def __init__(self, pool: WorkerPool, context: Any) -> None:
@@ -7824,10 +7854,10 @@ class _Slot:
         self.callbacks: str | None = None  # those that run, for people
         self.reason: str | None = None  # why its job is being ended ...
         self.told = math.inf  # ... and when it was told so: what ends before has not heard of it
-        self.spoilt: str | None = None  # why it must not get another job; "": it is to leave
+        self.spoilt: str | None = None  # why it gets no other job; "": another run wants it
         self.exitcode: int | None = None
         self.born = self.lent = _monotonic()  # the latter anew as it begins to serve a run
-        self.gone = False  # its worker's end of the pair is closed
+        self.gone = False  # no message can come any more
         self.server: _ForkedServer | None = None  # that forked it
         self.process: Any = None  # or else a multiprocessing.Process ...
         self._executor: Any = None  # ... whose worker it is, and the executor's thread
@@ -8808,10 +8838,10 @@ class _SlotRunner(_Runner):
                 raise UnreachableTask(f"a worker can't be understood: {error}{why}") from None
             if slot not in self._slots:
                 return True
-        if slot.gone and not slot.has_ended(timeout=1.0):  # that it closed its end is no death yet
+        if slot.gone and not slot.has_ended(timeout=1.0):  # only its end of the pair is closed
             why = "the task has closed its descriptors, or called os.exec"
             slot.reason = slot.reason or f"ended, as its worker can't be heard any more: {why}"
-        if slot.gone or (slot.spoilt and slot.attempt is None):  # not "": that leaves by itself
+        if slot.gone or (slot.spoilt and slot.attempt is None):
             self._lose(slot)
             return True
         return is_more
@@ -8924,40 +8954,40 @@ class _SlotRunner(_Runner):
             self._ending[attempt] = (reason, now)
 
     def _overdue(self, slot: _Slot) -> None:
-        """Its job, that job's end, its callbacks or its start have taken too long."""
+        """The slot's job, the end of that job, its callbacks or its start took too long."""
         slot.deadline = math.inf
         if slot.attempt is not None and slot.reason is None and slot.state != "calling":
             return slot.ask_to_end(f"timeout after {slot.timeout:g} s")
         slot.signal_group(signal.SIGKILL)
         if slot.callbacks is not None:
             slot.reason = f"it took more than {_CALLBACK_LIMIT:g} s and was ended"
-        elif not slot.served and slot.joining is self._info:  # else it is replaced, as in `_lose`
+        elif not slot.served and slot.joining is self._info:  # others are replaced: see `_lose`
             self._fail_start(slot, f"a worker did not start within {_START_LIMIT:g} s")
 
     def _lose(self, slot: _Slot) -> None:
-        """A slot's worker is dead, or must not go on."""
-        # A warm one is replaced, as is one that was to start for an earlier run.
+        """A slot's worker is dead, or must not go on: end it, and decide about its job."""
+        # Else it is simply replaced: it has served, or was started for an earlier run.
         never_served = not slot.served and slot.joining is self._info and slot.spoilt is None
-        # Nothing more is written to its log. What left its group is looked for once, at the end.
+        # Then nobody writes to its log. What left the group is left to `bury`: to find it is slow.
         slot.signal_group(signal.SIGKILL, session=False)
         if slot.has_ended(timeout=1.0):
             for kind, fields in slot.receive():
-                if kind in ("took", "done"):  # last words: it may have run a job all the same
+                if kind in ("took", "done"):  # its job may have ended before it did
                     getattr(self, f"_on_{kind}")(slot, *fields)
         attempt, is_done = slot.attempt, slot.state in ("held", "calling")
         if attempt is not None:
             self._last_output += slot.log.take(attempt, slot.log.size())
         self._let_go(slot)
-        # Jobs wait, and it never took any: nor may the one in its place, and so for ever.
-        unhurt = slot.served and slot.spoilt is None and not slot.shared[_TAKING]
-        took_none = self._out and unhurt and not slot.has_taken
+        # It died idle and never took a job, though some wait: its successors might do so for ever.
+        was_idle = slot.served and slot.spoilt is None and not slot.shared[_TAKING]
+        took_none = self._out and was_idle and not slot.has_taken
         if attempt is not None and not is_done:
             unasked = slot.reason is None and slot.exitcode == -signal.SIGTERM
             why = slot.reason or _end_of(slot.exitcode)
             was_told = unasked or (slot.reason is not None and not slot.timed_out)
             lost = _Outcome("failed", why, terminated=was_told, unasked=unasked)
             self._events.append((attempt, lost))
-        elif attempt is not None and slot.callbacks is not None:  # as `_call_back` says
+        elif attempt is not None and slot.callbacks is not None:  # worded as in `_call_back`
             attempt.log_parts += 1
             said = f"liteflow: {slot.callbacks} failed: {slot.reason or _end_of(slot.exitcode)}\n"
             self._last_output.append((attempt, attempt.log_parts, said))
@@ -8965,21 +8995,22 @@ class _SlotRunner(_Runner):
             told = ", the program's standard error tells why" if slot.exitcode == 1 else ""
             why = f"{_end_of(slot.exitcode)}{told}"
             self._fail_start(slot, f"a worker ended as it started, or imported the script: {why}")
-        if self._out:  # it may have taken one without a word, or its words have been garbled
+        if self._out:  # the worker may have taken a job, and died before it could tell
             self._send_again(self._recall())
             self._suspects, self._death = set(self._out), _end_of(slot.exitcode)
             self._unclear = list(self._slots)
 
     def _settle_suspects(self) -> None:
-        """Once each living worker has told what it took, the rest of the suspects is lost: sent
-        again, unless three workers have died of it (its arguments may find no room in any)."""
+        """Once each living worker has told what it took, the other suspects went down with the dead
+        one: send them again, but fail a job that three workers in a row died of, as they do where
+        its arguments need more memory than there is."""
         self._unclear = [s for s in self._unclear if s in self._slots and s.shared[_TAKING]]
         if self._unclear:
             return
         for slot in list(self._slots):
             self._hear(slot)
         if self._unclear:
-            return  # another death was heard of: now all that is out is suspected, and in doubt
+            return  # `_hear` met another death, and `_lose` began anew
         lost = [self._out.pop(number) for number in sorted(self._suspects & self._out.keys())]
         self._suspects = set()
         for attempt, _ in lost:
@@ -8990,14 +9021,15 @@ class _SlotRunner(_Runner):
         self._send_again(lost)
 
     def _look_for_stalled(self, now: float) -> None:
-        """If the worker that a job woke dies, is stopped or leaves, the job wakes nobody else: send
-        it again. One that is stopped with a job in its hand has until the job's timeout."""
-        # Before jobs are taken back: they are there again in a moment.
+        """Send a job again that lies in the queue though workers are idle: the one worker that it
+        woke has died, left or been stopped. Kill a worker that was stopped between receiving a job
+        and telling of it, once the longest timeout of the jobs that are out has passed."""
+        # Before `_recall`, which takes jobs out of `_out` for a moment.
         limits = [job.timeout for _, job in self._out.values() if job.timeout is not None]
         limits += [_GRACE for attempt, _ in self._out.values() if attempt in self._ending]
         if any(at_once for _, at_once in self._ending.values()):
-            limits = [0.5]  # seconds; whoever is well has told by then
-        # While this process was stopped, they may have been stopped, too.
+            limits = [0.5]  # seconds, in which a worker that is not stopped tells
+        # A time for which this process was stopped does not count: workers may have been, too.
         self._watch += min(now - self._looked, _GLANCE)
         self._looked = now
         idle = any(slot.is_idle for slot in self._slots)
@@ -9012,15 +9044,15 @@ class _SlotRunner(_Runner):
                 slot.signal_group(signal.SIGKILL)
 
     def _fail_start(self, slot: _Slot, why: str) -> None:
-        """A worker could not start. Three in a row end the run, or one before it is recorded; where
-        it has others that did, it goes on with those."""
+        """A worker could not start. The third in a row, or any before the run is recorded, ends the
+        run by UnreachableTask; but where other workers have started, the run goes on with those."""
         if slot.exitcode == _UNGUARDED:
             raise UnreachableTask(
                 "the script, or a module, starts a run while a worker imports it: put the call of "
                 'run() or cli() below `if __name__ == "__main__":`, or into a function'
             )
-        # Unless it told an error, a signal may have ended it that was meant for all, which its code
-        # does not tell (1 by a Ctrl-C as it imported the script, 255 if its forkserver was gone).
+        # A worker that told no error may have been ended by a signal to the whole program, which
+        # may pass: exit code 1 is a Ctrl-C during its import, say, 255 that its forkserver is gone.
         may_pass = slot.exitcode not in (None, _BROKEN)
         if slot in self._slots:
             slot.spoilt = why
@@ -9031,12 +9063,12 @@ class _SlotRunner(_Runner):
                 self._has_enough = True
                 self.notes[f"the run went on with fewer workers: {_last_line(why)}"] = None
                 return
-            more = _of_replaced()  # which a worker's end may tell already
+            more = _of_replaced()  # `_end_of` may have put it into `why`
             error = UnreachableTask(why if more in why else f"{why}{more}")
             error._may_pass = may_pass
             raise error
 
-    _on_failed = _fail_start  # before it could join any run, whichever had asked
+    _on_failed = _fail_start  # a worker's last message, where it ends before it can join a run
 
     # Output, and its own end.
 

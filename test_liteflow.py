@@ -26477,6 +26477,22 @@ class ShapeTest(unittest.TestCase):
             if isinstance(node, ast.Import) and any(a.name == "pickle" for a in node.names):
                 self.assertEqual(self.section_of(node.lineno), "Values")
 
+    def test_the_private_parts_of_cpython_are_there(self):
+        block = self.source.split("\n# Private parts of CPython")[1].split("\n\n")[0]
+        rows = re.findall(r"^#   (\S.*?): ([\w, ]+): .", block, re.MULTILINE)
+        self.assertEqual(len(rows), block.count("\n"))
+        for name in ("futures.process", "futures.thread"):
+            importlib.import_module(f"concurrent.{name}")
+        for name in ("forkserver", "spawn"):
+            importlib.import_module(f"multiprocessing.{name}")
+        for owner, names in rows:
+            where = eval(owner, {**sys.modules})
+            for name in names.split(", "):
+                with self.subTest(owner=owner, name=name):
+                    self.assertIn(name, getattr(where, "co_names", dir(where)))
+                    uses = re.findall(rf"\b{name}\b", self.source)
+                    self.assertGreater(len(uses), 1, "listed, and not used")
+
     def test_only_the_standard_library_is_imported(self):
         def statements(of):
             """All of them: where expressions are left out, which import nothing."""
