@@ -6811,80 +6811,81 @@ def _resources(limited: Sequence[int]) -> tuple[list[Any], Any]:
 # --- Worker: the process --------------------------------------------------------------------------
 
 _LOG_LIMIT = 1024 * 1024  # bytes at which a worker's log file is emptied, between two jobs
-_BLINK = 2e-5  # seconds; what took less has used no library that keeps something, nor left a file
+_BLINK = 2e-5  # seconds; a task that took less has used no library that keeps state, nor any file
 _TAKING, _HEED = 0, 1  # indexes of the bytes that a worker shares with the scheduler: see _Worker
 _BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.h)
-_worker: _Worker | None = None  # the one that this process is, if it is one
-_remote_lock = threading.RLock()  # of the threads of a foreign executor
+_worker: _Worker | None = None  # set if this process is one
+_remote_lock = threading.RLock()  # for threads of a foreign executor: one imports a DAG at a time
 _WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
-_WATCHED_LIMITS = "AS DATA NOFILE FSIZE CPU NPROC".split()  # a change of one costs the worker
+_WATCHED_LIMITS = "AS DATA NOFILE FSIZE CPU NPROC".split()  # a worker goes if a task changes one
 
 
 class _Worker:
-    """A worker process: pulls jobs from its run's queue, one at a time, and tells of them.
+    """A worker process: takes jobs from its run's queue, one at a time, and tells the scheduler.
 
-    Between jobs it takes the next one first, and tells both in one message: what is done, and what
-    it took. Where no job waits, it tells what is done at once, before it undoes what the task
-    changed; if that can't be undone, it ends itself, with all that the task left. After a job that
-    `holds` it takes nothing before it has had word. Where there is no queue, jobs come over the
-    control pair.
+    After a job the worker takes the next one, and one message tells both: the first one's outcome,
+    and which job it took. If no job waits, it tells the outcome at once, and only then undoes what
+    the task changed in the process; if that can't be undone, it kills itself, and all that the task
+    left. After a job that `holds`, it takes no other before the scheduler has sent it word of what
+    is due. Where systems lack such a queue (see `_pulls`), jobs come over the control pair.
 
     Two bytes are shared with the scheduler. TAKING is 1 from before the worker receives a job until
-    it has told of it, and while it tidies up after an outcome that it told at once: at 0 it can be
-    sent something, and no untold job is lost if it dies. HEED is set by the scheduler before it
-    writes to the control pair: the worker then looks there before it takes another job.
+    it has told so, and while it tidies up after an outcome that it told at once. While it is 0, the
+    worker can be sent messages, and its death loses no job that it took without telling. HEED is
+    set by the scheduler before it writes to the control pair: the worker then looks there before it
+    takes another job.
     """
 
     def __init__(self, control: _Wire) -> None:
         self.control = control
         self.jobs: _Wire | None = None
         self._epoll: Any = None
-        self.shared: Any = bytearray(2)  # its own, until the scheduler's have come
+        self.shared: Any = bytearray(2)  # its own, until `_on_share`
         self.pid = os.getpid()
         self.run: Any = None  # the _WorkerRun that it serves
-        self.importing = False  # modules of the DAG, which must not start runs meanwhile
-        self.spent = False  # it takes none any more: it was told to end, or one spoilt the process
-        self.spoilt: str | None = None  # why it is to be replaced after the job that it has
-        self.idle = False  # waiting for whatever comes
+        self.importing = False  # it imports a DAG's modules, which must not start runs
+        self.spent = False  # it takes no more jobs: it was told to end, or a task spoilt it
+        self.spoilt: str | None = None  # why it is to be replaced after its present job
+        self.idle = False  # it has no job, and sleeps until something comes
         self.unheard: list[Any] = []  # handlers of `logging` whose queue nobody empties here
         self.number = 0  # of the job that it took last, in its run
-        self.eager = False  # that job was quick and alone: it lingers before it sleeps
+        self.eager = False  # that job is one of a chain of quick ones: the next may come at once
         self.leaving = self.terminated = False  # it is to leave its run; its task was told to end
         self.in_task = self.forking = False  # the task's own code runs; a fork is under way
-        self.log = ""
-        self.log_file = -1
-        self.log_start = 0  # of the job's output in the log
-        self.log_before = b""  # the last bytes before that: others, if a job has cut the file
-        self.in_a_blink = False  # so quick was the last job
+        self.log = ""  # its path
+        self.log_file = -1  # its descriptor
+        self.log_start = 0  # where the job's output begins in it
+        self.log_before = b""  # the last bytes before that: they differ if a job has cut the file
+        self.in_a_blink = False  # the last job took less than _BLINK
         self.free = sys.maxsize  # the lowest free descriptor, when that was last looked for
-        self.most_free = sys.maxsize  # what that may be: with more files open it is replaced
+        self.most_free = sys.maxsize  # the worker is replaced if `free` exceeds this
         self.last: _Execution | None = None  # what runs, or is held until there is word of it
-        self.since = 0.0  # when it took that job, by monotonic(): before it told so
-        self.environ: dict[bytes, bytes] = {}  # what the pool's initializer has added to it
+        self.since = 0.0  # when it took that job, by monotonic(); the scheduler counts from later
+        self.environ: dict[bytes, bytes] = {}  # variables that the pool's initializer has added
 
     def prepare(self) -> None:
         """Become a worker, with a session and streams of its own, that ends with the scheduler."""
-        with contextlib.suppress(PermissionError):  # the script made itself a leader on its import
+        with contextlib.suppress(PermissionError):  # the script's import made it a group's leader
             os.setsid()
-        # A forked worker has the scheduler's: asyncio would take the worker's signals for its own.
+        # The scheduler's, in a forked worker: asyncio there would hear of the worker's signals.
         signal.set_wakeup_fd(-1)
-        # Ctrl-C is the scheduler's to handle; a handler, unlike SIG_IGN, does not survive exec.
+        # A Ctrl-C is for the scheduler. A handler, unlike SIG_IGN, is not inherited through exec.
         signal.signal(signal.SIGINT, lambda signum, frame: None)
         signal.signal(signal.SIGTERM, self._on_term)
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a forked worker has the scheduler's
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a forked worker has the scheduler's handler
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it hides how children end
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # as a server's threads block them, say
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whoever started it may block signals
         after = self._after_fork
         os.register_at_fork(before=self._before_fork, after_in_parent=after, after_in_child=after)
         parent: Any = multiprocessing.parent_process()
         try:
             _die_with(parent.sentinel, -os.getpgrp())
-        except (AttributeError, OSError):  # no Linux, or a sandbox forbids it: a thread has to do
+        except (AttributeError, OSError):  # no Linux, or a sandbox forbids it
             threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
         self._null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(self._null, descriptor)
-        # Line-buffered ones, so that a killed task's last words are in its log.
+        # Line-buffered, so that a killed task's last lines are in its log.
         kept: Any = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
         self._stdio: Any = [open(n, how, 1, **kept) for n, how in enumerate("rww")]  # noqa: SIM115
         sys.stdin, sys.stdout, sys.stderr = self._stdio
@@ -6906,7 +6907,7 @@ class _Worker:
         self._handlers = {number: _signal.getsignal(number) for number in numbers}
         root = _log().root
         self._logging = (root, list(root.handlers), root.level, root.manager.disable)
-        known = list(root.manager.loggerDict.items())  # a module's thread may make others
+        known = list(root.manager.loggerDict.items())  # a copy: threads may add to it
         self._mute = {name for name, each in known if getattr(each, "disabled", False)}
         self._path = list(sys.path)
         self._loop = getattr(_own_loop(), "_loop", None)
@@ -6916,11 +6917,11 @@ class _Worker:
     # Jobs, one after another.
 
     def serve(self) -> None:
-        """Tell what was done, take the next job or wait for one, until the control pair ends."""
+        """Run job after job, and wait where there is none, until the control pair is closed."""
         done: _Outcome | None = None
         with contextlib.suppress(EOFError):
             while True:
-                self.shared[_TAKING] = self.last is None  # who waits for word takes none
+                self.shared[_TAKING] = self.last is None  # else it waits for word, and takes none
                 job = self._take()
                 if job is not None or done is not None:
                     self._tell(done, job)
@@ -6929,12 +6930,12 @@ class _Worker:
                 done = None if job is None else self._run(job)
 
     def _take(self) -> _Job | None:
-        """A job from the queue, unless there is something else to be heeded first."""
+        """Take a job from the queue, if one is there and nothing else comes first; else None."""
         if self.last or self.spent or self.jobs is None or self.shared[_HEED]:
             return None
         try:
             message = self.jobs.receive()
-        except EOFError:  # the run is over: word of that is on the control pair by now
+        except EOFError:  # the run is over, as a message on the control pair says by now
             return None
         return None if message is None else self._begin(*message[0])
 
@@ -6949,21 +6950,21 @@ class _Worker:
             return self.control.send(("took", number))
         values = _values_of(done)
         if sum(map(len, values)) <= _INLINE:
-            values = []  # small ones stay in the outcome, large ones go behind it
+            values = []  # small values stay in the outcome, large ones go behind it
         sent = _with_values(done, itertools.repeat(b"")) if values else done
         try:
             self.control.send(("done", tuple(sent), number), values)
         except OSError as error:  # a full disk, or a limit that the task has set
             why = f"the task's outcome could not be handed over: {error}"
             self.last, self.spoilt = None, why
-            self.spent |= job is None  # else it still runs the one that it took by now
+            self.spent |= job is None  # if it has taken another job, it still runs that
             lost = done._replace(status="failed", error=why, xcoms=(), items=(), note={})
             lost = lost._replace(spoilt=why if job is None else None, held=False)
             self.control.send(("done", tuple(lost), number))
 
     def _heed(self) -> _Job | None:
-        """Do what the scheduler says; if nothing, wait. Returns a job if it has sent one."""
-        self.shared[_HEED] = 0  # before looking: what comes later sets it again
+        """Do what the scheduler says, or wait if it says nothing. Returns a job if it sends one."""
+        self.shared[_HEED] = 0  # before looking: a later message sets it again
         message = self.control.receive()
         if message is None:
             self._wait()
@@ -6974,7 +6975,7 @@ class _Worker:
                 self.control.send(("took", self.number))
                 return job
             if kind == "leave":
-                self.leaving = True  # done below, once there was word of the last job
+                self.leaving = True  # it leaves below, once there was word of the last job
             else:
                 self.importing = kind == "join"
                 getattr(self, f"_on_{kind}")(*fields)
@@ -6990,9 +6991,9 @@ class _Worker:
         if self.spent and self.idle:
             if self.number:
                 os.killpg(self.pid, signal.SIGKILL)  # with what its task left
-            os._exit(128 + signal.SIGTERM)  # while it started: people are told how it ended
+            os._exit(128 + signal.SIGTERM)  # told to end as it started: people see this exit code
         if self.idle and self.jobs is not None:
-            # What follows its job may be here at once.
+            # In a chain of quick jobs the next one comes at once: to poll is faster than to sleep.
             if not (self.eager and _linger(lambda: self._epoll.poll(0))):
                 self._epoll.poll()
         else:
@@ -7000,7 +7001,7 @@ class _Worker:
         self.idle = False
 
     def _run(self, job: _Job) -> _Outcome | None:
-        """Run a job. Returns its outcome, or None if that is told already."""
+        """Run a job. Returns its outcome, or None if the scheduler was told that already."""
         self.run.restore()
         if self.run.edited is not None:
             _print_as_task(self.run.edited)
@@ -7012,14 +7013,14 @@ class _Worker:
             if not self.in_a_blink:
                 self._close_dropped()
         self._flush()
-        terminated = self.terminated  # then it is replaced, and runs no other
+        terminated = self.terminated  # then the worker is replaced
         log_end, output = self._own_output()
         held = job.holds or output is None or log_end > _LOG_LIMIT
         outcome = outcome._replace(terminated=terminated, held=held, log_end=log_end, output=output)
-        # Where no job waits, others may wait for this one: it is told before the tidying up.
+        # If no job waits, other tasks may wait for this one: it is told before the tidying up.
         at_once = not (held or terminated) and self.jobs is not None and not self._epoll.poll(0)
         if at_once:
-            self.shared[_TAKING] = 1  # until `serve` clears it: before that it may end itself
+            self.shared[_TAKING] = 1  # until `serve` clears it: the worker may end itself below
             self._tell(outcome, None)
         spoilt = None
         if not held:  # else `_on_call` does this, once there is word
@@ -7029,20 +7030,20 @@ class _Worker:
             _remove_shared()
         if not at_once:
             return outcome if spoilt is None else outcome._replace(spoilt=spoilt)
-        if spoilt is not None:  # its outcome was told without that
+        if spoilt is not None:  # the outcome that was told did not say so
             _signal_each(_strays(self.pid, self.log_file), signal.SIGKILL)
             os.killpg(self.pid, signal.SIGKILL)
         return None
 
     def _own_output(self) -> tuple[int, bytes | None]:
-        """Where the job's output ends in the log, and the output itself if it is short: the next
-        job may cut the file before the scheduler reads it."""
+        """Where the job's output ends in the log, and the output itself if it is short (else None):
+        the next job may cut the file before the scheduler reads it."""
         output: bytes | None = None
         try:
             end = os.lseek(self.log_file, 0, os.SEEK_END)
             start = self.log_start if self.log_start <= end else 0  # the task cut the file
             if start > 0 and self._log_before(start) != self.log_before:
-                start = 0  # it did, and has printed as much since
+                start = 0  # the task cut the file, and has printed as much since
             if end - start <= _INLINE:
                 output = os.pread(self.log_file, end - start, start) if end > start else b""
             if end != start or start != self.log_start:  # something was printed, or cut
@@ -7062,7 +7063,7 @@ class _Worker:
 
     def _on_join(self, info: dict[str, Any], references: _References) -> None:
         """Serve a run: import its DAG, and find its tasks."""
-        # What the pool's initializer has added yields to run()'s own.
+        # Variables that the pool's initializer has added yield to run()'s own.
         info["environ"] = self.environ | info["environ"]
         sys.path[:] = dict.fromkeys([*info["sys_path"], *sys.path])
         self.run = _WorkerRun(info)
@@ -7076,13 +7077,13 @@ class _Worker:
             return self.control.send(("joined", why, None, None))
         self._flush()
         form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-        logging.basicConfig(level=logging.INFO, format=form)  # unless something is set up
+        logging.basicConfig(level=logging.INFO, format=form)  # does nothing if handlers are there
         self._note_state()
         self.control.send(("joined", None, self.run.edited, found))
-        _let_c_print_lines()  # while the run is recorded
+        _let_c_print_lines()  # slow, but the scheduler records the run meanwhile
 
     def _on_work(self, path: str, run_row: int, queue: bool) -> None:
-        """The run is recorded: here is the log, and its queue of jobs."""
+        """The run is recorded: open its log, and its `queue` of jobs if it has one."""
         self.run.info["run_row"] = run_row
         self.log, self.log_start, self.control.folder = path, 0, os.path.dirname(path)
         try:
@@ -7092,20 +7093,20 @@ class _Worker:
                 self._epoll = select.epoll()
                 self._epoll.register(self.control, select.EPOLLIN)
                 self.jobs = _Wire(socket.socket(fileno=self.control.take_file()))
-                # Of several sleepers a job wakes one.
+                # _EXCLUSIVE: a job wakes only one of the workers that sleep.
                 self._epoll.register(self.jobs, select.EPOLLIN | _EXCLUSIVE)
             self.free = self._lowest_free()
             if self.most_free == sys.maxsize:  # its first run
-                getattr(gc, "freeze", bool)()  # `_close_dropped` is not to search what was imported
+                getattr(gc, "freeze", bool)()  # `_close_dropped` need not search what was imported
             most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-            self.most_free = min(self.most_free, (self.free + most) // 2)  # of its first run
-        except OSError as error:  # its module has taken all descriptors that it may have
+            self.most_free = min(self.most_free, (self.free + most) // 2)
+        except OSError as error:  # the DAG's module has taken all descriptors
             return self.control.send(("joined", f"a worker can't begin: {error}", None, None))
 
     def _on_call(self, is_last: bool, job: Any, name: Any, reason: Any, facts: Any) -> None:
-        """There is word of the last outcome: run its callbacks, if any are due, and tidy up; or run
-        those of another `job`, or the DAG's. See `_call_due`. `is_last`: this worker is replaced
-        after that, as it was told to end; its task may have caught that with a handler."""
+        """The last outcome is recorded: call the callbacks that are due, if any, and tidy up. Or
+        call those of another `job`, or of the DAG: see `_call_due`. `is_last`: this worker will be
+        replaced, as it was told to end (which its task may have caught)."""
         last, self.last, self.in_a_blink = self.last, None, False
         self._mend_streams()
         with contextlib.suppress(OSError):  # the task has closed the log
@@ -7120,13 +7121,13 @@ class _Worker:
         self._flush()
         self._own_output()
         spoilt = self._restore()
-        self.spent = is_last or spoilt is not None  # no task has heard of a SIGTERM since
+        self.spent = is_last or spoilt is not None  # a SIGTERM meanwhile hit no task: it goes on
         if self.spent:
             _remove_shared()
         self.control.send(("called", spoilt, self.log_start))
 
     def _leave(self) -> None:
-        """The slot is wanted elsewhere, or the run is over."""
+        """Leave the run: it is over, or another run wants the slot."""
         if self.jobs is not None:
             self._epoll.close()
             self.jobs.close()
@@ -7134,30 +7135,30 @@ class _Worker:
         self.leaving = False
         self.control.send(("left",))
 
-    # How its task, or it, is told to end.
+    # How the worker, or its task, is told to end.
 
     def __enter__(self) -> None:
-        """Around a task's own code: SIGTERM raises in it; at once if it came on the way here."""
+        """Enter a task's own code, in which SIGTERM raises; one that has come raises at once."""
         self.in_task = True
         if self.spent:
             self._raise_end()
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self.in_task = False
-        # The outcome waits for this: what `_restore` does later is enough for timers alone.
+        # Only if a handler has changed, as the outcome waits for this: `_restore` sees to timers.
         found = map(_signal.getsignal, self._handlers)
         if not all(map(operator.is_, found, self._handlers.values())):
             self._restore_signals()
-        if self.terminated and kind is None:  # it has caught that, and failed all the same
+        if self.terminated and kind is None:  # the task caught that, and fails all the same
             self._raise_end()
 
     def _before_fork(self) -> None:
-        # Python drops a signal that reaches a child while it is being forked: the kernel keeps it.
+        # Python drops a signal that reaches a child during its fork; a blocked one waits.
         self.forking = True
         self._unforked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def _after_fork(self) -> None:
-        """A child of the task inherits the handler of SIGTERM, not its meaning."""
+        """Let SIGTERM through again; in a child of the task it has its default meaning."""
         if os.getpid() != self.pid and _signal.getsignal(signal.SIGTERM) == self._on_term:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._unforked)
@@ -7165,9 +7166,9 @@ class _Worker:
 
     def _on_term(self, signum: int, frame: object) -> None:
         if self.idle:
-            os._exit(128 + signal.SIGTERM)  # no later task is to be ended by this
+            os._exit(128 + signal.SIGTERM)  # now, so that this ends no later task
         self.spent = True
-        if self.in_task and self.forking:  # what is raised in a fork's hook is lost: in a moment
+        if self.in_task and self.forking:  # an exception in a fork hook is lost: try again later
             again = threading.Timer(0.01, os.kill, (self.pid, signum))
             again.daemon = True
             again.start()
@@ -7175,7 +7176,7 @@ class _Worker:
             self._raise_end()
 
     def _raise_end(self) -> NoReturn:
-        self.in_task = False  # a second TERM (systemd's, say) must not cut off what this lets run
+        self.in_task = False  # a second TERM (systemd's, say) must not cut off the task's cleanup
         self.terminated = True
         timeout = None if self.last is None else self.last.job.timeout
         if timeout is not None and _monotonic() >= self.since + timeout:
@@ -7193,28 +7194,28 @@ class _Worker:
                 pass
 
     def _close_dropped(self) -> None:
-        """See that what a task has opened and dropped is closed: in a circle of objects, as sqlite3
-        makes them, it would stay open, and fail the next try by its lock or transaction."""
+        """Close what a task has opened and dropped. In a cycle of objects, as sqlite3 makes them, a
+        connection would stay open, and its lock or transaction would fail the next try."""
         free = self._lowest_free()
-        for generation in (1, 2):  # of all objects, where pandas is imported: 10 ms and more
+        for generation in (1, 2):  # 2 takes 10 ms and more where pandas is imported
             if free > self.free:
                 gc.collect(generation)
                 free = self._lowest_free()
         self.free = free
-        if free > self.most_free:  # later tasks would find none
+        if free > self.most_free:  # later tasks would find no free descriptor
             self.spoilt = "the tasks left many files open"
 
     def _lowest_free(self) -> int:
         try:
             descriptor = os.dup(self._null)
-        except OSError:  # a task has taken all, or closed that one
+        except OSError:  # a task has taken all descriptors, or closed this one
             return sys.maxsize
         os.close(descriptor)
         return descriptor
 
     def _drain_logging(self) -> None:
-        """See that what handlers of `logging` hold back is written: it is in a buffer, or for the
-        thread of a listener, which would write it into the next task's log, or never."""
+        """Write what handlers of `logging` hold in a buffer, or in a queue for a listener's thread:
+        else it would come into the next task's log, or nowhere."""
         late: Any = sys.modules.get("logging.handlers")
         known = [] if late is None else [each() for each in getattr(logging, "_handlerList", ())]
         for handler in known:
@@ -7232,24 +7233,24 @@ class _Worker:
         for number, stream in enumerate(self._stdio):
             try:
                 kept = stream.fileno(), stream.encoding, stream.errors, stream.line_buffering
-            except ValueError:  # a wrapper that was dropped has closed it, or it was detached
+            except ValueError:  # it was detached, or closed with a wrapper that a task dropped
                 kept = None
-            if kept != (number, "utf-8", "backslashreplace", True):  # as it was opened
+            if kept != (number, "utf-8", "backslashreplace", True):  # as `prepare` opened it
                 os.dup2(self.log_file if number else self._null, number)  # it may be closed, too
                 buffer = open(number, "wb" if number else "rb", closefd=False)  # noqa: SIM115
                 # Mended in place, since handlers of `logging` have this very object.
                 io.TextIOWrapper.__init__(stream, buffer, "utf-8", "backslashreplace", None, True)
 
     def _restore_signals(self) -> None:
-        """Undo what a task set of these, at once: what they raise is to hit nothing but its job."""
+        """Undo a task's signal handlers and timers, which must not interrupt what follows."""
         try:
             for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
-                signal.setitimer(timer, 0)  # before the handler goes: it would kill us
+                signal.setitimer(timer, 0)  # first: without its handler it kills the process
             for number, handler in self._handlers.items():
                 if _signal.getsignal(number) is not handler:
                     signal.signal(number, handler)
-                    self._children_used = None  # where SIGCHLD is ignored, none are counted
-        except BaseException:  # what is raised by what is there still
+                    self._children_used = None  # unknown: with SIGCHLD ignored, none are counted
+        except BaseException:  # one of the task's handlers has raised
             self._restore_signals()
             raise
 
@@ -7257,13 +7258,13 @@ class _Worker:
         """Put back what libraries keep for the process as a whole."""
         own = _own_loop()
         if own is not None and (own._loop is None or own._loop.is_closed()):
-            # asyncio.run() leaves none. As in a new process: the module's, or one to be made.
+            # asyncio.run() leaves none. As in a new process: the DAG's module's, or a new one.
             is_gone = self._loop is None or self._loop.is_closed()
             own._loop, own._set_called = None if is_gone else self._loop, False
         for number in _figures() - self._figures:
-            with contextlib.suppress(Exception):  # of a window, or what is called as it closes
+            with contextlib.suppress(Exception):  # an error of its window, or of a callback
                 sys.modules["matplotlib.pyplot"].close(number)
-        multiprocessing.set_start_method(self._method, force=True)  # may be set but once
+        multiprocessing.set_start_method(self._method, force=True)  # or a second time is an error
 
     def _restore(self) -> str | None:
         """Undo what a task changed in the process. Returns why it has to be replaced, or None."""
@@ -7279,18 +7280,18 @@ class _Worker:
         root.handlers[:] = handlers
         if (root.level, root.manager.disable) != (level, disabled):
             root.manager.disable = disabled
-            root.setLevel(level)  # loggers remember what they let through by both
-        if _log().disabled:  # as dictConfig and fileConfig do with all loggers that there are
+            root.setLevel(level)  # this also clears what loggers have cached about both
+        if _log().disabled:  # by dictConfig or fileConfig, which disable all loggers that exist
             for name in root.manager.loggerDict.keys() - self._mute:
                 logging.getLogger(name).disabled = False
-        # What follows only a new process can mend.
+        # What is found from here on can't be mended: the process has to be replaced.
         reactor: Any = sys.modules.get("twisted.internet.reactor")  # scrapy's, for one
         if getattr(reactor, "_startedBefore", False) and not reactor.running:
             return "the task ran Twisted's reactor, which runs once in a process"
         own, busy = self._threads
         if threading.active_count() > own and _has_more_threads(busy):
             return "the task left a thread"
-        with contextlib.suppress(ChildProcessError):  # as it is with most tasks
+        with contextlib.suppress(ChildProcessError):  # there is none, as after most tasks
             # Zombies are reaped: the task that could have waited for them has ended.
             while os.waitpid(-1, os.WNOHANG) != (0, 0):
                 pass
@@ -7299,8 +7300,8 @@ class _Worker:
         limits, used = _resources(self._limited)
         if limits != self._limits:
             return "the task changed its user, a resource limit, its priority or its CPUs"
-        # A child that has ended may have left one of its own, which still holds the output: that is
-        # looked for where ended ones have used more, or helpers that are not listed may hide one.
+        # An ended child may have left one of its own that still holds the output: its lock
+        # tells, if ended children used more than before, or if unlisted helpers may hide a child.
         had_children, self._children_used = used != self._children_used, used
         try:
             self._renew_output(anew=had_children or 0 in self._helpers)
@@ -7309,9 +7310,9 @@ class _Worker:
         return self.spoilt
 
     def _renew_output(self, anew: bool = True) -> None:
-        """Let descriptor 0 be nothing, 1 and 2 the log, whatever they are now. `anew`: open it
-        again, and lock it. Raises OSError if that can't be done, or if another process still holds
-        what was open before, and its lock: a child that the task left, even if orphaned."""
+        """Let descriptor 0 be /dev/null, 1 and 2 the log, whatever they are now. `anew`: open the
+        log again, and lock it. Raises OSError if that can't be done, or if another process (a child
+        that the task left, even an orphan) still holds the log that was open, and so its lock."""
         os.dup2(self._null, 0)
         if anew:
             file, self.log_file = self.log_file, -1  # once closed, its number may be another file's
@@ -7323,20 +7324,20 @@ class _Worker:
             self.log_file = file
         for standard in (1, 2):
             os.dup2(self.log_file, standard)
-        if anew:  # the lock goes with the last copy of the descriptor
+        if anew:  # the earlier lock lasts as long as any copy of the earlier descriptor
             fcntl.flock(self.log_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _die_with(pipe: int, whom: int) -> None:
     """Let the kernel kill a process, or a group, once a pipe has no writer: the scheduler is gone.
 
-    With O_ASYNC end-of-file raises a signal; F_SETSIG makes it SIGKILL, for which no thread of ours
-    has to run: one waits behind C code that keeps the GIL, and for ever in a stopped process.
+    With O_ASYNC end-of-file raises a signal, and F_SETSIG makes that SIGKILL. So it needs no thread
+    of ours, which would wait behind C code that keeps the GIL, and for ever in a stopped process.
     """
     fcntl.fcntl(pipe, fcntl.F_SETOWN, whom)
     fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
-    if _is_readable(pipe, timeout=0):  # there was none before the kernel was told to watch
+    if _is_readable(pipe, timeout=0):  # the writer was gone before the kernel began to watch
         os._exit(1)
 
 
@@ -7346,16 +7347,16 @@ def _watch_parent(parent: Any) -> None:
 
 
 def _serve(end: Any, initializer: Any, initargs: tuple[Any, ...], method: Any = None) -> None:
-    """What a worker process does for as long as it lives: it is its executor's initializer. What
-    tasks start by multiprocessing starts as the program has it (`method`), not as this one did."""
+    """Be a worker at this `end` of a control pair until that is closed: an executor's initializer.
+    `method`: the program's default start method, which tasks that use multiprocessing get, too."""
     global _worker
-    if not _is_forked:  # else the program's is here
+    if not _is_forked:  # else the program's is in force
         multiprocessing.set_start_method(method, force=True)
     _worker = _Worker(_Wire(socket.socket(fileno=os.dup(end.fileno()))))
     doing = "a worker can't begin"
     try:
         _close_pipes(getattr(multiprocessing.current_process(), "_args", ()))
-        end.close()  # after that: gevent's socket, once closed, raises whatever it is asked for
+        end.close()  # after `_close_pipes`: gevent's closed socket raises for any attribute
         _worker.prepare()
         if initializer is not None:
             doing, before = "the pool's initializer failed in a worker", {*os.environb}
@@ -7363,10 +7364,10 @@ def _serve(end: Any, initializer: Any, initargs: tuple[Any, ...], method: Any = 
             _worker.environ = {k: x for k, x in os.environb.items() if k not in before}
         doing = "a worker can't begin"
         _worker.serve()
-        _worker.control.close()  # else whoever waits at the other end would not see that it ended
-    except BaseException as error:  # anything: the executor would keep it, and the pair open
+        _worker.control.close()  # so that whoever waits at the other end sees that it ended
+    except BaseException as error:  # whatever it is: the executor would keep it, and the pair open
         with contextlib.suppress(OSError):
-            if _worker.log_file < 0:  # where else would it be seen?
+            if _worker.log_file < 0:  # there is no log that could tell it
                 _worker.control.send(("failed", f"{doing}:\n{_traceback(error)}"))
             else:
                 os.write(2, f"liteflow: {_traceback(error)}\n".encode())
@@ -7374,14 +7375,14 @@ def _serve(end: Any, initializer: Any, initargs: tuple[Any, ...], method: Any = 
 
 
 def _close_pipes(owners: Iterable[Any]) -> None:
-    """Close an executor's pipes in its worker, or another forked process: if a task writes there by
-    mistake, the executor waits for the rest of a message. That a worker ends, it sees without."""
+    """Close an executor's pipes in its worker, or another forked process: if a task wrote there by
+    mistake, the executor would wait for the rest of a message. It sees a worker's end without."""
     for owner in owners:
         if hasattr(owner, "_reader"):
             with contextlib.suppress(OSError):  # the script has closed what it inherited
                 owner._reader.close()
                 owner._writer.close()
-            # So an executor's own loop in the worker, which has served, ends and tells nobody.
+            # So the executor's own loop, which follows `_serve` in the worker, ends without a word.
             owner.get = owner.put = owner.wakeup = lambda *_, **__: None
 
 
@@ -7394,7 +7395,7 @@ def _remote_run(info: bytes) -> _WorkerRun:
 
 def _run_remotely(info: bytes, message: bytes) -> bytes:
     """Answer a message as a slot's worker would; called wherever a foreign executor runs it."""
-    with _remote_lock:  # of threads that begin together, none may see a DAG half built
+    with _remote_lock:  # no thread may see a DAG that another has half built
         run = _remote_run(info)
     kind, *fields = marshal.loads(message)
     if kind == "find":
