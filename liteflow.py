@@ -7300,8 +7300,8 @@ class _Worker:
         limits, used = _resources(self._limited)
         if limits != self._limits:
             return "the task changed its user, a resource limit, its priority or its CPUs"
-        # An ended child may have left one of its own that still holds the output: its lock
-        # tells, if ended children used more than before, or if unlisted helpers may hide a child.
+        # An ended child may have left one that still holds the log, and its lock. So lock it anew
+        # if children have ended (their use has grown), or may hide behind helpers (unlisted: 0).
         had_children, self._children_used = used != self._children_used, used
         try:
             self._renew_output(anew=had_children or 0 in self._helpers)
@@ -7424,21 +7424,21 @@ class _ForkedServer:
     _alive = -1
 
     def __init__(self, fallback: str | None) -> None:
-        self.fallback = fallback  # the start method of workers once the server is gone
+        self.fallback = fallback  # the start method for workers once the server is gone
         self.born = _monotonic()
-        self._dags = weakref.WeakSet(_built.values())  # one that another replaced is not found
+        self._dags = weakref.WeakSet(_built.values())  # not those that a later DAG has replaced
         tasks = [task for dag in _built.values() for task in dag.tasks]
         functions = [x.python_callable for x in tasks if isinstance(x, _FunctionOperator)]
         self._functions = {id(function): function for function in functions}
-        self._lock: Any = threading.RLock()  # as it knows whose it is: see `_ask`
+        self._lock: Any = threading.RLock()  # `_ask` has to know whether this thread holds it
         self.is_gone = False
         requests, self._requests = (_Wire(end) for end in _socket_pair())
         alive, self._alive = os.pipe()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # a program may put anything there
-                stream.flush()  # or a worker may write it again
+                stream.flush()  # or a worker may write the buffer again
         # What a signal handler raises within a fork hook is lost, and the child must not run any
-        # handler: signals wait in the kernel meanwhile.
+        # handler. So signals wait in the kernel meanwhile.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self.pid = os.fork()
@@ -7451,24 +7451,24 @@ class _ForkedServer:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def serves(self, runner: _SlotRunner) -> bool:
-        """Whether its workers can find the runner's tasks: the DAG had them when it was forked, or
-        other tasks had the same functions, which can then be found by name."""
+        """Whether workers can find the runner's tasks: the DAG had them when the server was forked,
+        or other tasks had the same functions, which workers can then find by name."""
         called = [getattr(task, "python_callable", None) for task in runner.dag.tasks]
         known = runner.dag in self._dags and runner.dag._born <= self.born
         known = known or all(id(x) in self._functions for x in called)
         return known and not self.is_gone and self.born >= runner.since
 
     def fork(self, control: int) -> int:
-        """Fork a worker for this end of a control pair; its pid. Raises OSError, EOFError."""
+        """Fork a worker with this end of a control pair; its pid. Raises OSError, EOFError."""
         return int(self._ask((), control))
 
     def exit_code(self, pid: int) -> int | None:
-        """A worker's, negative for a signal, or None while it runs. It is told once: until then no
-        other process can have this id. Raises OSError, EOFError."""
+        """A worker's exit code, negative for a signal, or None while it runs. Ask no more once it
+        is told: until then no other process can have this pid. Raises OSError, EOFError."""
         return self._ask((pid,))  # type: ignore[no-any-return]
 
     def _ask(self, ended: tuple[int, ...], file: int | None = None) -> Any:
-        if self._lock._is_owned():  # a destructor has cut in, and ends the pool
+        if self._lock._is_owned():  # a destructor has cut into this method, and ends the pool
             raise OSError("the forked server is being asked already")
         with self._lock:
             try:
@@ -7479,12 +7479,12 @@ class _ForkedServer:
                     if not _is_readable(self._requests.fileno(), timeout=5.0):
                         raise OSError("the forked server says nothing")
                 return message[0][0]
-            except BaseException:  # whatever it is: a late answer would be that to the next one
+            except BaseException:  # whatever it is: the next question would get this one's answer
                 self.is_gone = True
                 raise
 
     def let_go(self) -> None:
-        """Close what tells it, and its workers, that this process lives."""
+        """Close what tells the server, and its workers, that this process lives."""
         if self._alive >= 0:
             self._requests.close()
             os.close(self._alive)
@@ -7501,10 +7501,10 @@ class _ForkedServer:
 
 
 def _may_fork() -> bool:
-    """Whether a server may be forked from here: on Linux, with one thread (native ones count: they
-    may hold locks), a main guard (its lack would go unnoticed), and nothing open that must not be
-    shared: a pipe or socket whose end somebody waits for, a file (but to append to it), a lock on
-    one, a database. Raises ImportError, OSError where there is no Linux, no /proc, no pidfd."""
+    """Whether a server may be forked from here: with one thread (native ones count, as they may
+    hold locks), a main guard (forked workers would not show that it is missing), and nothing open
+    that must not be shared: a pipe or socket whose end somebody waits for, a file (unless opened to
+    append), a locked file, a database. Raises ImportError, OSError without Linux, /proc, pidfd."""
     os.close(_pidfd_of(os.getpid()))
     files = [int(name) for name in os.listdir("/proc/self/fd")]
     for _ in range(10):
@@ -7519,7 +7519,7 @@ def _pidfd_of(pid: int) -> int:
     """A descriptor that is readable once the process has ended. Raises OSError if there is none."""
     if hasattr(os, "pidfd_open"):
         return int(os.pidfd_open(pid))
-    # A Python built for any glibc (conda's, uv's) has no name for it; the kernel has number 434.
+    # A Python built for any glibc (conda's, uv's) lacks this call; the kernel has it as 434.
     linux = sys.platform == "linux"
     found: int = ctypes.CDLL(None, use_errno=True).syscall(434, pid, 0) if linux else -1
     if found < 0:
@@ -7535,19 +7535,19 @@ def _is_unsafe_to_share(descriptor: int) -> bool:
         name = os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
     except OSError:  # os.listdir's own, which is closed by now
         return False
-    # Who waits for the end of what was inherited waits for this process itself as well.
+    # Whoever waits for the end of a pipe that this process inherited waits for this process, too.
     if is_inherited or stat.S_ISCHR(mode):
         return False
-    to_append = os.O_WRONLY | os.O_APPEND  # else all who share it would read on at one place
+    to_append = os.O_WRONLY | os.O_APPEND  # else all processes would share one offset in the file
     may_share = flags & to_append == to_append or ".so" in name  # libffi keeps its own file open
     harmless = stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and may_share)
-    # A lock on it would be held for as long as a worker lives.
+    # A worker would hold the file's lock for as long as it lives.
     return not harmless or b"\nlock:" in _bytes_of(f"/proc/self/fdinfo/{descriptor}")
 
 
 def _is_guarded() -> bool:
-    """Whether importing the script and its modules, as a worker does, would not lead here."""
-    is_package = _script()[1].endswith("__main__")  # or a folder, or a zip: no worker imports it
+    """Whether importing the script and its modules, as a worker does, would not start this run."""
+    is_package = _script()[1].endswith("__main__")  # or a folder, or a zip: no worker imports that
     frame: Any = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "<module>":
@@ -7579,7 +7579,7 @@ def _fork_workers(requests: _Wire, alive: int) -> NoReturn:
             _is_readable(requests.fileno(), timeout=3600)
             if (message := requests.receive()) is None:
                 continue
-            if ended := message[0]:  # see `_ask`
+            if ended := message[0]:  # `exit_code` asks for this pid's
                 pid, status = os.waitpid(ended[0], os.WNOHANG)
                 requests.send((os.waitstatus_to_exitcode(status) if pid else None,))
                 continue
@@ -7605,14 +7605,14 @@ def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
         process: Any = multiprocessing.Process(target=_serve, args=arguments, name=name)
         process._parent_pid = scheduler
         process._config.pop("daemon", None)
-        # Process's asks for the default start method, which Python 3.14 finds by a temporary file.
+        # Process's own asks for the default start method: Python 3.14 makes a temporary file then.
         process._after_fork = multiprocessing.process.BaseProcess._after_fork  # type: ignore
-        # Opened anew: whom the kernel is to kill is noted in the open file, which forks share.
+        # Opened anew: the kernel notes in the open file, which forks share, whom `_die_with` kills.
         sentinel = os.open(f"/proc/self/fd/{alive}", os.O_RDONLY)
         os.close(alive)
         if len(_log().handlers) == 1:  # only our NullHandler: what a task logs would be lost
             _log().propagate = True
-        sys.settrace(None)  # a debugger's, which has no terminal here
+        sys.settrace(None)  # a debugger has no terminal here
         sys.setprofile(None)
         monitoring: Any = getattr(sys, "monitoring", None)
         if hasattr(monitoring, "clear_tool_id"):  # Python 3.14, whose pdb goes that way
