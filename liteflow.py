@@ -7669,7 +7669,7 @@ _LOG_FILE_LIMIT = 64 * 1024 * 1024  # bytes of one attempt's output at which the
 _LOG_TAIL_SECONDS = 5.0  # between two times that the end of a long log, while it grows, is stored
 
 _live_slots: weakref.WeakSet[_Slot] = weakref.WeakSet()
-_starting = threading.RLock()  # for what a worker's start changes in the process for a moment
+_starting = threading.RLock()  # held while a worker's start changes this process for a moment
 
 
 class _Runner:
@@ -7678,7 +7678,7 @@ class _Runner:
     Most runners can't do all of it: a method that is not overridden does nothing.
     """
 
-    remote = False  # jobs carry all their inputs: there is no database where they run
+    remote = False  # jobs run where there is no database, and carry all their inputs
     wanted = False  # set by the run: it has more to start once workers have taken what was sent
 
     def __init__(self) -> None:
@@ -7712,7 +7712,7 @@ class _Runner:
 
     def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome]]:
         """Wait until something happens or `wake` is called, at most `timeout` seconds. Returns the
-        attempts that ended, with their outcomes; what a worker took has `taken` set."""
+        attempts that ended, with their outcomes; an attempt that a worker took has `taken` set."""
         return []
 
     def end(self, attempt: _Attempt, reason: str, now: bool = False) -> None:
@@ -7720,16 +7720,16 @@ class _Runner:
 
     def output(self, least: int | None = None) -> _Output:
         """New output of attempts that have ended; unless `least` is None, also of running ones
-        whose log file has at least so many bytes."""
+        whose log file has at least `least` bytes."""
         return []
 
     def call_back(self, due: _Callback, job: tuple[Any, ...] | None = None) -> bool:
-        """Let the worker that still holds the attempt, whose outcome is committed, run the due
-        callbacks, or go on; if its `job` is given, any idle worker. False if there is none."""
+        """Let the worker that holds the attempt, whose outcome is committed, call the callbacks
+        that are due, if any, and go on; with a `job`, any idle worker. False if there is none."""
         return True
 
     def calling(self) -> list[_Attempt]:
-        """The attempts whose callbacks are running, or about to."""
+        """The attempts whose callbacks are running, or are about to."""
         return []
 
     def wake(self) -> None:
@@ -7751,23 +7751,24 @@ class _SlotLog:
         self.begin(0)
 
     def begin(self, start: int, head: int = 0, dropped: int = 0) -> None:
-        """The next attempt's slice of the file begins at byte `start`. Of what it printed before, a
-        rescheduled sensor, so many bytes at its `head` are stored, and the others `dropped`."""
-        self.start = self._at = start  # what is before `_at` is stored, or passed over
-        self._dropped = dropped  # bytes of the slice that were cut out of the file ...
-        self._kept = b""  # ... and the last of those
-        self._head = head  # bytes of the slice's beginning that are stored
-        self._tail_size = -1  # the file's size when the slice's end was stored ...
-        self._next_tail = 0.0  # ... and, while the attempt runs, when it may be again
+        """Begin the next attempt's slice of the file at byte `start`. A rescheduled sensor
+        has printed before: `head` bytes are stored as its output's beginning, `dropped` came after.
+        """
+        self.start = self._at = start  # the slice up to `_at` is stored, or passed over
+        self._dropped = dropped  # bytes of the output that came between its head and `_at`
+        self._kept = b""  # the last of those
+        self._head = head  # bytes that are stored as the beginning of the attempt's output
+        self._tail_size = -1  # the file's size when the slice's end was last stored
+        self._next_tail = 0.0  # when that may be done again, if the attempt still runs
 
     def size(self) -> int:
         return os.fstat(self.file).st_size
 
     def finish(self, attempt: _Attempt, end: int, output: bytes | None = None) -> _Output:
-        """The last of the attempt's output, as `take`; the next one's begins after it."""
+        """`take` the last output of an attempt that has ended; the next slice begins at `end`."""
         parts = self.take(attempt, end, output)
         if end > self.start or self._dropped:  # by now the file may have been emptied
-            in_tail = end - self._at if self._tail_size == end else 0  # and not dropped yet
+            in_tail = end - self._at if self._tail_size == end else 0  # not in `_dropped` yet
             attempt.log_seen = self._head, self._dropped + in_tail
         self.begin(end)
         return parts
@@ -7775,8 +7776,8 @@ class _SlotLog:
     def take(
         self, attempt: _Attempt, size: int, output: bytes | None = None, runs: bool = False
     ) -> _Output:
-        """The attempt's new output up to `size`, where its slice ends; while it `runs`, whole lines
-        only. `output` is all that it wrote, if that is known."""
+        """The attempt's new output up to `size`, where its slice ends by now; while it `runs`, only
+        whole lines. `output` is the whole slice, if the worker sent it."""
         data = b""
         if size < self._at:  # the task truncated the file
             self._at = size if size >= self.start else 0
@@ -7805,7 +7806,7 @@ class _SlotLog:
         return parts
 
     def _tail(self, size: int) -> str:
-        """The end of the slice, for people; a file that is too large is emptied."""
+        """The end of the slice, as text for people; empties a file that is too large."""
         at = max(self._at, size - _LOG_TAIL)
         data = (self._kept + os.pread(self.file, size - at, at))[-_LOG_TAIL:]
         cut = size - self._at + self._dropped - len(data)
@@ -7848,31 +7849,31 @@ class _Slot:
         self.state = "free"
         self.attempt: _Attempt | None = None  # what it runs, or holds
         self.log: Any = None  # a _SlotLog, once it serves
-        self.deadline = math.inf
+        self.deadline = math.inf  # by monotonic(): see `_SlotRunner._overdue`
         self.timeout = math.inf  # seconds, of its job
         self.served = self.has_taken = False  # it has joined some run; it has taken some job
-        self.joining: Any = None  # the info of a run that it is to join, and has not told of
-        self.callbacks: str | None = None  # those that run, for people
-        self.reason: str | None = None  # why its job is being ended ...
-        self.told = math.inf  # ... and when it was told so: what ends before has not heard of it
+        self.joining: Any = None  # the info of a run that it was asked to join, until it answers
+        self.callbacks: str | None = None  # the callbacks that run, in words
+        self.reason: str | None = None  # why its job is being ended
+        self.told = math.inf  # when its job was told to end: a success from before that counts
         self.spoilt: str | None = None  # why it gets no other job; "": another run wants it
         self.exitcode: int | None = None
         self.born = self.lent = _monotonic()  # the latter anew as it begins to serve a run
         self.gone = False  # no message can come any more
-        self.server: _ForkedServer | None = None  # that forked it
-        self.process: Any = None  # or else a multiprocessing.Process ...
-        self._executor: Any = None  # ... whose worker it is, and the executor's thread
+        self.server: _ForkedServer | None = None  # the one that forked its worker, if one did
+        self.process: Any = None  # or else its worker, as a multiprocessing.Process
+        self._executor: Any = None  # the executor that started this
         self._executor_thread: Any = None
-        self.pid: int  # of its worker
-        self.sentinel: int  # readable once that is gone ...
-        self.pidfd: int | None = None  # ... if that is the slot's own descriptor
-        self._teller: Any = None  # a thread that tells of its end, where there are no pidfds
-        self.shared: Any = bytearray(2)  # with the worker: see `_Worker`
+        self.pid: int  # its worker's
+        self.sentinel: int  # a descriptor, readable once its worker has ended
+        self.pidfd: int | None = None  # the same, if the slot has to close it
+        self._teller: Any = None  # where there are no pidfds, the thread of `_end_of_child`
+        self.shared: Any = bytearray(2)  # with its worker: see `_Worker`
         self._start(pool, context)
 
     def _start(self, pool: WorkerPool, context: Any) -> None:
-        """Start the worker; by other means where its server was stopped or can't be reached (its
-        socket went with its folder, its address was too long, it is that of a parent)."""
+        """Start the worker. If the server that is to fork it was stopped or can't be reached (its
+        socket's folder is gone, its address is too long, it is a parent's), use other means."""
         try:
             return self._start_by(pool, context)
         except (OSError, EOFError):
@@ -7880,7 +7881,7 @@ class _Slot:
             by_server = context.is_gone if forked else context.get_start_method() == "forkserver"
             if not by_server:
                 raise
-        # Over another pair: a worker may have that one, though its server did not say so.
+        # Over another pair: a worker may hold the first one, though its server did not say so.
         self._start(pool, _start_context(context.fallback if forked else "spawn"))
 
     def _start_by(self, pool: WorkerPool, context: Any) -> None:
@@ -7913,19 +7914,20 @@ class _Slot:
             raise
         finally:
             theirs.close()  # so that the worker's death is the end of the pair
-        if self.pidfd is not None:  # the executor of a pool that was dropped still watches it
+        if self.pidfd is not None:  # an executor may watch it for longer than the slot lives
             self._let_pidfd_go = weakref.finalize(watcher, os.close, self.pidfd)
 
     def _submit(self, context: Any, control: socket.socket, initializer: tuple[Any, ...]) -> Any:
         method = context.get_start_method()
-        self.born = self.born if method == "fork" else 0.0  # else it has only what it imports
+        # A worker that is not forked has what it imports, and nothing that a notebook's cell made.
+        self.born = self.born if method == "fork" else 0.0
         if method == "forkserver" and not _forkserver_answers():
             raise OSError("the forkserver does not answer")
-        _script()
+        _script()  # multiprocessing asks `__main__` itself for its file
         naming = copy.copy(context)
         name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
         naming.Process = functools.partial(context.Process, name=name)
-        # Not as a socket: multiprocessing may know that class only from before gevent patched it.
+        # As a Connection: multiprocessing may know only the socket class that gevent has replaced.
         end = multiprocessing.connection.Connection(control.detach())
         arguments = (end, *initializer, multiprocessing.get_start_method(allow_none=True))
         executor: Any = concurrent.futures.ProcessPoolExecutor(1, naming, _serve, arguments)
@@ -7934,7 +7936,7 @@ class _Slot:
             with _allowed_to_start(context):
                 executor.submit(os.getpid)  # any call starts the worker, which only ever serves
         except BaseException:
-            for process in executor._processes.values():  # or it waits for word, for good
+            for process in executor._processes.values():  # they would wait for messages for ever
                 process.kill()
             executor.shutdown(wait=False)
             raise
@@ -7950,34 +7952,34 @@ class _Slot:
             if getattr(self.process._popen, "method", "") != "forkserver":
                 self.pidfd, self._teller = _end_of_child(self.process)
         self.sentinel = self.process.sentinel if self.pidfd is None else self.pidfd
-        # The executor is to watch that, too: a worker outlives the forkserver that it came from.
+        # The executor must watch that, too: the process's own ends with the forkserver, as well.
         executor._processes[self.pid] = watched = _Watched(self.pid, self.sentinel)
         return watched
 
     def send(self, *data: Any, file: int | None = None) -> None:
-        """Send a message. A worker that can't get it, and would wait for it for ever, is killed."""
+        """Send a message. Kills a worker that can't get it, as it would wait for it for ever."""
         self.shared[_HEED] = 1
         try:
             self.wire.send(data, file=file)
         except ConnectionError:
-            pass  # it is dead, which is noticed elsewhere
-        except OSError:  # it does not listen, or there is no room for a large message
+            pass  # the worker is dead, which is noticed elsewhere
+        except OSError:  # the worker does not listen, or there is no room for a large message
             self.signal_group(signal.SIGKILL)
-        self.shared[_HEED] = 1  # again: it may have looked, and cleared it, just before the message
+        self.shared[_HEED] = 1  # again: the worker may have cleared it before the message was there
 
     def receive(self) -> Iterator[tuple[str, list[Any]]]:
-        """The messages that are there, as (kind, fields). Sets `gone` once no more can come.
+        """The messages that have come, as (kind, fields). Sets `gone` once no more can come.
 
-        Never waits: a stopped worker may leave half a message, and a child that the task left
-        keeps the pair open.
+        Never waits for the rest: a stopped worker may leave half a message, and a child that the
+        task left keeps the pair open.
         """
         try:
             while not self.gone and (message := self.wire.receive()) is not None:
                 (kind, *fields), values = message
                 yield kind, [*fields, values] if values else fields
-        except (EOFError, TypeError, ValueError):  # or a task wrote there what is no message
+        except (EOFError, TypeError, ValueError):  # the end; or a task wrote what is no message
             self.gone = True
-        except (OSError, MemoryError) as error:  # there is no room for it here
+        except (OSError, MemoryError) as error:  # this process has no room for the message
             self.gone = True
             self.signal_group(signal.SIGKILL, session=False)
             why = f"the task's outcome could not be received: {_brief(error)}"
@@ -7985,24 +7987,24 @@ class _Slot:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it can take a job at once."""
+        """Whether its worker can take a job at once."""
         return self.state == "serving" and self.attempt is None and self.spoilt is None
 
     @property
     def is_tidying(self) -> bool:
-        """Whether it has ended a job without callbacks, and can take another one in a moment."""
+        """Whether its worker tidies up after a held job without callbacks, which takes a moment."""
         return self.state == "calling" and self.callbacks is None and self.spoilt is None
 
     def signal_group(self, number: int, session: bool = True) -> float:
         """Signal the worker and its children (it leads their group, once it has started). With
         `session`, also processes of its session that left the group (`timeout` and shells do so)
-        or hold its output: that takes a look at all processes. Returns when the worker was."""
+        or hold its output: that takes a look at all processes. Returns when, by monotonic()."""
         ended = self.has_ended()
         if ended and self.pidfd is not None and _process_state(self.pid) not in ("", "Z", "X"):
-            return math.inf  # long ago: another process has its id by now
+            return math.inf  # another process has its id by now
         strays = _strays(self.pid, -1 if self.log is None else self.log.file) if session else []
-        now = _monotonic()  # it may have heard, and ended, before this process goes on
-        try:  # first: a task whose command was ended before it hears of that goes on, or succeeds
+        now = _monotonic()  # before: the worker may hear and end before this process goes on
+        try:  # the task first: if its command ends before it hears, it may go on, or succeed
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):
             if not ended:
@@ -8011,16 +8013,16 @@ class _Slot:
         return now
 
     def ask_to_end(self, reason: str) -> None:
-        """TERM to the group now, KILL after the grace."""
+        """Send TERM to the group now; after the grace, `_overdue` sends KILL."""
         if self.reason is None:
             self.reason = reason
             self.deadline = _monotonic() + _GRACE
-            self.shared[_HEED] = 1  # it takes no other job meanwhile
+            self.shared[_HEED] = 1  # the worker takes no other job meanwhile
             self.told = self.signal_group(signal.SIGTERM)
 
     @property
     def timed_out(self) -> bool:
-        """Whether its job is being ended for its own timeout, not with its run."""
+        """Whether its job is being ended for the job's own timeout, not with its run."""
         return (self.reason or "").startswith("timeout")
 
     def has_ended(self, timeout: float = 0) -> bool:
@@ -8031,7 +8033,7 @@ class _Slot:
         """Kill what is left of the group, and free all that the slot holds; an idle worker, unless
         it is still starting, has `grace` seconds to end in order."""
         self.dismiss()
-        # What ends in order was looked at after its last task, which has left nothing behind.
+        # A worker that ends in order has checked that its last task left nothing behind.
         in_order = grace and self.served and self.has_ended(grace)
         self.signal_group(signal.SIGKILL, session=not in_order)
         for thread in filter(None, (self._executor_thread, self._teller)):
@@ -8039,17 +8041,18 @@ class _Slot:
             _close_pipes(vars(thread).values())
         self.exitcode = self._exit_code()
         _forget(self.process)
-        mapping, self.shared = self.shared, bytearray(self.shared)  # as it left them
+        mapping, self.shared = self.shared, bytearray(self.shared)  # as the worker left them
         for each in (mapping, getattr(self.process, "_popen", None)):
             getattr(each, "close", bool)()  # at once, also where references are not counted
         _live_slots.discard(self)
         if self.pidfd is not None:
-            self._let_pidfd_go()  # or when a pool is dropped without a shutdown
+            self._let_pidfd_go()
             self.pidfd = None
         self._executor = self._executor_thread = None
 
     def _exit_code(self) -> int | None:
-        """A server tells it at once, unless it is gone, was stopped, or hears of no child's end."""
+        """The worker's exit code, or None if it isn't told within 0.5 s: by a server that is gone
+        or stopped, or that hears of no child's end."""
         code, until = None, _monotonic() + 0.5
         with contextlib.suppress(OSError, EOFError):
             while code is None and _monotonic() < until:
@@ -8058,7 +8061,7 @@ class _Slot:
         return code
 
     def dismiss(self) -> None:
-        """Tell an idle worker that there is no more to do; `bury` waits for its end."""
+        """Let an idle worker end, by closing the pair; `bury` waits for that."""
         self.state = "dead"
         self.wire.close()
         if self._executor is not None:
@@ -8071,7 +8074,7 @@ class _Watched(_Record):
     pid: int
     sentinel: int
     exitcode = None
-    is_alive = join = kill = terminate = bool  # a call without effect: it hears nothing from there
+    is_alive = join = kill = terminate = bool  # calls without effect
 
 
 def _end_of_child(process: Any) -> tuple[int, threading.Thread]:
@@ -8082,7 +8085,7 @@ def _end_of_child(process: Any) -> tuple[int, threading.Thread]:
     def tell() -> None:
         process.join()
         with contextlib.suppress(OSError):  # a pool that was dropped has closed the other end
-            os.write(writer, b"!")  # what was forked meanwhile may have this end, too
+            os.write(writer, b"!")  # processes forked meanwhile may keep this end open
         os.close(writer)
 
     thread = threading.Thread(target=tell, daemon=True)
@@ -8103,7 +8106,7 @@ def _forget(process: Any) -> None:
 
 
 def _fill_standard_descriptors() -> None:
-    """Open 0, 1 and 2 where they are closed, as a daemon's may be: or a worker's pair gets them."""
+    """Open 0, 1 and 2 if they are closed, as a daemon's may be: else a worker's pair gets them."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
@@ -8111,11 +8114,11 @@ def _fill_standard_descriptors() -> None:
 
 @functools.cache
 def _set_up_slots(by_executor: bool) -> None:
-    """Once: see to the interpreter's end, and to where workers find this module."""
+    """Once in a process: close pools as the interpreter ends, and let workers find this module."""
     if by_executor:
         import concurrent.futures.process  # noqa: F401 - it registers first, so that it runs last
 
-        # As a process of multiprocessing ends, it waits for its children before its threads.
+        # A process of multiprocessing waits for its children before `_register_atexit`'s hooks run.
         multiprocessing.util.Finalize(None, _close_pools, exitpriority=100)
         # Workers get this sys.path, from which Celery, say, has removed this module's folder.
         path = os.path.abspath(__file__)
@@ -8131,22 +8134,22 @@ def _set_up_slots(by_executor: bool) -> None:
 def _let_go_of_slots() -> None:
     """In a process that the host forked: close what tells workers that their scheduler lives."""
     global _starting
-    _starting = threading.RLock()  # it may have been forked within
+    _starting = threading.RLock()  # another thread may have held the old one at the fork
     for slot in list(_live_slots):
         slot.state, slot.shared = "dead", bytearray(2)
         slot.wire.close()
         if slot._executor is not None:
             _close_pipes(vars(slot._executor).values())
-        # Or multiprocessing polls it there, and takes the exit code that the parent waits for.
+        # Or multiprocessing polls the worker here, and takes the exit code that the parent needs.
         _forget(slot.process)
         finalizer = getattr(getattr(slot.process, "_popen", None), "finalizer", None)
         for descriptor in getattr(finalizer, "_args", None) or ():
             with contextlib.suppress(OSError):
                 os.close(descriptor)
     _live_slots.clear()
-    _set_up_slots.cache_clear()  # multiprocessing forgets what it was to do at the end
+    _set_up_slots.cache_clear()  # in a forked process multiprocessing has forgotten its part
     for pool in list(_pools):
-        for runner in pool._runners:  # the ends of its queue
+        for runner in pool._runners:
             runner._ours.close()
             runner._theirs.close()
         if pool._server is not None:
@@ -8160,8 +8163,8 @@ def _allowed_to_start(context: Any) -> Iterator[None]:
     """Let a daemonic process (a multiprocessing.Pool's worker, say) start workers all the same,
     and give no DeprecationWarning where fork was the only way, or asked for.
 
-    multiprocessing forbids it since they would outlive a killed parent; ours do not. What a daemon
-    starts is a daemon: an executor's thread would be cut off as it gives back its semaphores.
+    multiprocessing forbids it, as they would outlive a killed parent; ours do not. This thread is
+    no daemon meanwhile, or an executor's thread would be one, and cut off as it frees semaphores.
     """
     quiet = warnings.catch_warnings(action="ignore", category=DeprecationWarning)
     config = getattr(multiprocessing.current_process(), "_config", {})
@@ -8170,7 +8173,7 @@ def _allowed_to_start(context: Any) -> Iterator[None]:
         kept, is_daemon = {**config}, thread.daemon
         thread._daemonic = False
         config.pop("daemon", None)
-        if "authkey" in kept:  # that of another library, whose process this is, can't be sent
+        if "authkey" in kept:  # another library's process may have one that can't be sent
             config["authkey"] = bytes(kept["authkey"])
         try:
             with quiet if context.get_start_method() == "fork" else contextlib.nullcontext():
@@ -8184,7 +8187,7 @@ def _start_context(asked: Any) -> Any:
     """The multiprocessing context: the one asked for, else forkserver if it can be, else spawn.
     Raises ValueError for an unknown start method, TypeError for anything else."""
     if hasattr(asked, "get_context") and not isinstance(asked, type):
-        return asked.get_context()  # itself, or of the module multiprocessing that of its default
+        return asked.get_context()  # a context gives itself, the module multiprocessing its default
     known = multiprocessing.get_all_start_methods()
     if asked is None:
         asked = "forkserver" if "forkserver" in known else "spawn"
@@ -8193,10 +8196,10 @@ def _start_context(asked: Any) -> Any:
     if asked == "forkserver" and _forkserver_answers():
         from multiprocessing import forkserver
 
-        # It hears of its children's ends by SIGCHLD, and inherits the mask of who starts it.
+        # The server hears of its children's ends by SIGCHLD, and inherits this thread's mask.
         mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         try:
-            with contextlib.suppress(OSError):  # then it is spawn: see `_Slot._start`
+            with contextlib.suppress(OSError):  # then `_Slot._start` spawns workers
                 forkserver.ensure_running()  # without waiting until it is up
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -8210,13 +8213,13 @@ def _forkserver_answers() -> bool:
     from multiprocessing import forkserver
 
     server: Any = forkserver._forkserver
-    if getattr(server, "_preload_modules", None) == ["__main__"]:  # nobody asked for anything else
+    if getattr(server, "_preload_modules", None) == ["__main__"]:  # the default
         server.set_forkserver_preload([])
     return _answers(server._forkserver_pid)
 
 
 def _cpus() -> int:
-    """The CPUs that this process may use, or, from Python 3.13 on, is told to by -X cpu_count."""
+    """How many CPUs this process may use; from Python 3.13 on, what -X cpu_count says goes."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return getattr(os, "process_cpu_count", lambda: found)() or 1
 
