@@ -7952,7 +7952,7 @@ class _Slot:
             if getattr(self.process._popen, "method", "") != "forkserver":
                 self.pidfd, self._teller = _end_of_child(self.process)
         self.sentinel = self.process.sentinel if self.pidfd is None else self.pidfd
-        # The executor must watch that, too: the process's own ends with the forkserver, as well.
+        # The executor must watch this one, too: the process's own also ends with the forkserver.
         executor._processes[self.pid] = watched = _Watched(self.pid, self.sentinel)
         return watched
 
@@ -8268,8 +8268,8 @@ class WorkerPool:
         self._empty()
 
     def _empty(self) -> None:
-        """No workers: so it begins, and so it is in a process that was forked from its own."""
-        self._lock: Any = threading.RLock()  # as it knows whose it is: see `shutdown`
+        """Make the pool as it begins, without workers: also in a process that was just forked."""
+        self._lock: Any = threading.RLock()  # `shutdown` asks whether this thread holds it
         self._ending = threading.RLock()
         self._idle: list[_Slot] = []
         self._count = 0  # of its slots: idle, lent, or about to start
@@ -8279,7 +8279,7 @@ class WorkerPool:
         self._slot_line: dict[_SlotRunner, None] = {}  # those that want a slot
         self._runs: _RunLine | None = None  # once it is needed
         self._kept_store: _Store | None = None  # of the latest run, open for the next one
-        _pools.add(self)  # whole: another thread may fork
+        _pools.add(self)  # last, as another thread may fork at any moment
 
     def submit(self, dag: Dag, **options: Any) -> _RunFuture:
         """Put a run in line, recorded as `queued`; it begins in a thread of the pool.
@@ -8326,9 +8326,9 @@ class WorkerPool:
 
         `cancel_futures`: runs that have not begun stay `queued` in the file, for `recover`, and
         their futures are cancelled; `stop`: besides, those that have begun are ended in order, and
-        left for `recover`, too. Without `wait` it returns at once, and so in a submitted run's own
-        thread (that of its future's callbacks), in a signal handler during a run that uses the
-        pool, or in a destructor that has cut into it: these can't wait for their own end.
+        left for `recover`, too. It returns at once without `wait`, and where it would wait for its
+        own caller: in a submitted run's thread (which calls its future's callbacks, too), in a
+        signal handler during a run that uses the pool, or in a destructor that cut into it.
         """
         with _HeldSignals() as held:
             if self._runs is None:
@@ -8360,8 +8360,8 @@ class WorkerPool:
             self._close_store()  # no run takes it any more
 
     def _store_of(self, path: str, take: bool = False) -> _Store | None:
-        """The store that an earlier run left open, if it is still that of the file at this path;
-        if it is to `take` it, nobody else gets it from now on."""
+        """The store that an earlier run left open, if it still belongs to the file at this path.
+        `take`: nobody else gets it from now on."""
         with self._lock:
             store = self._kept_store
             if self._closed or store is None or store.path != path:
@@ -8369,18 +8369,18 @@ class WorkerPool:
             if store.is_in_place():
                 self._kept_store = None if take else store
                 return store
-            self._kept_store = None  # what has its place is another one
+            self._kept_store = None  # another file is at this path by now
         store.close()
         return None
 
     def _leave_store(self, store: _Store) -> None:
-        """Keep it open for a next run: whoever closes a file last has to copy its WAL."""
+        """Keep a store open for the next run: whoever closes a file last has to copy its WAL."""
         to_close: _Store | None = store
         if store.sync():
             with self._lock:
                 if not self._closed:
                     to_close, self._kept_store = self._kept_store, store
-        if to_close is not None:  # not the last of its file, where the kept one is of that, too
+        if to_close is not None:  # the last one, unless the kept one is of the same file
             to_close.close(is_last=to_close is store or to_close.path != store.path)
 
     def _close_store(self) -> None:
@@ -8396,32 +8396,33 @@ class WorkerPool:
                 self._server = None
 
     def _context(self, runner: _SlotRunner) -> Any:
-        """What starts the runner's workers; it begins to start now, and is not waited for."""
+        """What will start the runner's workers: a _ForkedServer, or a multiprocessing context,
+        whose forkserver begins to start now."""
         if self._closed:
             raise RuntimeError("the WorkerPool is shut down")
         interactive = runner.since > 0
         if self._asked_context is None and self._initializer[0] is None:
-            # Without room for a process, other ways say so, too; subinterpreters may not fork.
+            # Without room for a process the ways below say so; subinterpreters may not fork.
             with self._lock, contextlib.suppress(ImportError, OSError, RuntimeError):
                 if self._server is not None and self._server.serves(runner):
                     return self._server
                 self._weed(runner, None)
                 self._end_server()
                 if not self._count:
-                    self._close_store()  # or nothing may be forked
+                    self._close_store()  # `_may_fork` allows no open database
                     if _may_fork():
                         self._server = _ForkedServer("fork" if interactive else None)
                         if self._server.serves(runner):
                             return self._server
-        if interactive and self._asked_context is None:  # no worker can import what it defines
+        if interactive and self._asked_context is None:  # workers can't import a DAG from a cell
             for library in {"lightgbm", "polars", "torch", "xgboost"} & sys.modules.keys():
                 _warn_of_fork(library)
             return _start_context("fork")
         return _start_context(self._asked_context)
 
     def _weed(self, runner: _SlotRunner, context: Any) -> None:
-        """End idle workers that were killed while nobody looked, or that don't know the DAG: their
-        server is another than `context`, or they are older than the cell that defines it."""
+        """End idle workers that have died, or that don't know the DAG: they are another server's
+        than `context`, or older than the notebook's cell that defines the DAG."""
         for slot in list(self._idle):
             if slot.server not in (None, context) or slot.born < runner.since or slot.has_ended():
                 self._idle.remove(slot)
@@ -8429,12 +8430,12 @@ class WorkerPool:
                 slot.bury()
 
     def _check_open(self, runner: _SlotRunner) -> None:
-        if self._closed:  # nobody but `_close_pools` shuts down a run's own
+        if self._closed:  # a run's own pool: by `_close_pools`
             what = "program ended" if runner._own_pool else "WorkerPool was shut down"
             raise RuntimeError(f"the {what} during the run")
 
     def _lend(self, runner: _SlotRunner, context: Any) -> _Slot | None:
-        """A slot, or None: then the runner stands in line, and who can spare one has been woken."""
+        """A slot, or None: then the runner is in line, and runs that can spare a slot are awake."""
         with self._lock:
             self._check_open(runner)
             self._weed(runner, context)
@@ -8487,7 +8488,7 @@ class WorkerPool:
             keep = slot.state == "free" and not self._closed
             if runner in self._slot_line:  # whoever gives one back goes to the end of the line
                 self._slot_line[runner] = self._slot_line.pop(runner)
-            if keep:  # what starts yet is lent last
+            if keep:  # a slot that is still starting is lent last
                 self._idle.insert(len(self._idle) if slot.joining is None else 0, slot)
             else:
                 self._count -= 1
@@ -8498,9 +8499,9 @@ class WorkerPool:
             self._end_server()
 
 
-@functools.cache  # once for each; the filters' own memory is lost whenever any of them changes
+@functools.cache  # once for each: `warnings` forgets what was shown if any filter changes
 def _warn_of_fork(library: str) -> None:
-    """Once it was used here, which can't be seen, its tasks wait for threads that a fork lacks."""
+    """Warn of it: if it was used here, forked tasks wait for threads of it that they don't have."""
     what = f"once {library} was used here, a task that uses it hangs in its worker"
     remedy = "import the DAG from a module, or run(executor=ThreadPoolExecutor())"
     warnings.warn(f"{what}: {remedy}", RuntimeWarning, stacklevel=1)
@@ -8511,7 +8512,7 @@ def _close_pools() -> None:
     an executor's threads end later), then shut all pools down."""
     # A signal ends the wait, not the rest: the interpreter would wait for a worker that is left.
     signalled = contextlib.suppress(KeyboardInterrupt, SystemExit)
-    with signalled:  # around all: each thread may have a pool of its own
+    with signalled:  # one signal ends the wait for all threads, each of which may have a pool
         for runner in [runner for pool in list(_pools) for runner in list(pool._runners)]:
             waits = not runner.thread.daemon and runner.thread is not threading.main_thread()
             while waits and runner in runner._pool._runners:
