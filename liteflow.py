@@ -8527,17 +8527,17 @@ def _close_pools() -> None:
 
 _QUICK = 0.002  # seconds; a job that takes less is quick, and the next one may be as well
 _AHEAD = 8  # quick jobs for each worker that may wait in the queue
-_STALL = 0.05  # seconds after which a job that an idle worker left lying is sent again
-_ANSWER = 0.5  # seconds after which a warm worker that has not said what it finds may be stopped
+_STALL = 0.05  # seconds after which a job that idle workers left in the queue is sent again
+_ANSWER = 0.5  # seconds within which a warm worker that is not stopped says which tasks it finds
 
 
 class _SlotRunner(_Runner):
     """Lets a WorkerPool's slots pull jobs from one queue, and ends jobs that outlive their timeout.
 
-    The kernel gives each job to one worker, which says that it took it before it runs it: so at
-    any moment it is known who runs what, until a worker dies, whose last words may be lost. Then
-    the queue is emptied. Once each living worker's TAKING byte has been seen at 0, the jobs that no
-    worker has told of went down with the dead one, and are sent again.
+    The kernel gives each job to one worker, which tells that it took the job before it runs it. So
+    at any moment the runner knows which worker runs what, until one dies, whose last messages may
+    be lost. Then the runner empties the queue. Once it has seen each living worker's TAKING byte at
+    0, the jobs that no worker has told of were lost with the dead one, and are sent again.
     """
 
     def __init__(self, pool: WorkerPool, own_pool: bool, dag: Dag, since: float) -> None:
@@ -8545,11 +8545,11 @@ class _SlotRunner(_Runner):
         self.thread = threading.current_thread()
         self.dag, self._pool, self._own_pool = dag, pool, own_pool
         self.since = since  # workers that are older don't know the DAG
-        if not own_pool:  # one that lives on may need an executor when it is too late to register
+        if not own_pool:  # it may start an executor when it is too late to register for the end
             _set_up_slots(by_executor=True)
         self._context = pool._context(self)
         self._slots: list[_Slot] = []
-        # The tasks missing, and those found by name; slots go to no other run until it is known.
+        # The tasks missing, and those found by name; None until one answers: no slot is spared.
         self._found: tuple[list[str], set[str]] | None = None
         self._failed_starts = 0
         self._has_enough = False  # it starts no more workers, as long as it has one
@@ -8560,15 +8560,15 @@ class _SlotRunner(_Runner):
         self._ours.socket.setblocking(False)
         self._numbers = itertools.count(1)
         self._unsent: collections.deque[tuple[_Attempt, _Job]] = collections.deque()
-        self._out: dict[int, tuple[_Attempt, _Job]] = {}  # sent; no worker told that it took it
+        self._out: dict[int, tuple[_Attempt, _Job]] = {}  # sent, and no worker told that it took it
         self._heard = 0.0  # when a worker last said something
-        self._deaf = False  # those that look idle left a job lying, and nobody spoke since
-        self._watch = self._looked = 0.0  # a clock that stops with this process; its last look
-        self._stuck: dict[_Slot, float] = {}  # since when, by it, each is about to take a job
+        self._deaf = False  # workers that look idle left a job lying, and none has spoken since
+        self._watch = self._looked = 0.0  # a clock that stops with this process; its last setting
+        self._stuck: dict[_Slot, float] = {}  # since when, by `_watch`, TAKING is 1 in each
         self._streak = -1  # quick jobs in a row; below 0 for some time after a slow one
-        self._suspects: set[int] = set()  # jobs that a dead worker may have taken ...
-        self._unclear: list[_Slot] = []  # ... unless one of these did
-        self._death = ""  # how the latest worker that died so ended
+        self._suspects: set[int] = set()  # jobs that a dead worker may have taken
+        self._unclear: list[_Slot] = []  # living workers that may have taken one of those
+        self._death = ""  # how the dead worker ended, in words
         self._ending: dict[_Attempt, tuple[str, bool]] = {}  # to end once taken: (why, at once)
         self._poll = select.poll()
         self._watched: dict[int, _Slot] = {}  # by the descriptors of its pair and its worker's end
@@ -8582,7 +8582,7 @@ class _SlotRunner(_Runner):
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
         self._info, self._tasks = info, tasks
-        for slot in self._slots:  # of an earlier run id
+        for slot in self._slots:  # there are some if this begins anew, with another run id
             self._join(slot)
         # Side by side, as each has to import the DAG's module.
         while len(self._slots) < jobs and self._lend():
@@ -8590,7 +8590,7 @@ class _SlotRunner(_Runner):
         self._pool._leave_slot_line(self)  # it takes none before its run is recorded
         until = _monotonic() + _ANSWER
         while self._found is None:
-            is_late = not self._slots or _monotonic() >= until  # those that were warm may be gone
+            is_late = not self._slots or _monotonic() >= until  # warm workers are gone, or stopped
             if is_late and all(slot.served for slot in self._slots) and len(self._slots) <= jobs:
                 self._lend()
             check()
@@ -8600,10 +8600,10 @@ class _SlotRunner(_Runner):
         return _found_by_name(info, *self._found, has_main)
 
     def _join(self, slot: _Slot) -> None:
-        """Let its worker import the DAG; whoever does so first says which tasks are there."""
+        """Let its worker import the DAG; the first one that has says which tasks it finds."""
         slot.state = "asked"
         if slot.joining is not None:
-            return  # an earlier run did not wait for it: it is asked once it has told of that
+            return  # it still owes an earlier run its answer, after which it is asked for this one
         slot.deadline, slot.joining = _monotonic() + _START_LIMIT, self._info
         slot.wire.folder = None  # it was that of an earlier run
         slot.send("join", self._info, self._tasks if self._found is None else ())
@@ -8621,7 +8621,7 @@ class _SlotRunner(_Runner):
         try:
             slot.log = _SlotLog(f"{folder}/log-{slot.pid}")
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):  # there is one worker too many
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # one worker too many
                 return self._fail_start(slot, f"a worker's log can't be opened: {error}")
             raise DatabaseError(f"{folder} can't be used: {error}") from None
         queue = self._theirs.fileno() if _pulls() else None
@@ -8631,8 +8631,8 @@ class _SlotRunner(_Runner):
     # Slots that come and go.
 
     def spare(self) -> list[_Slot]:
-        """Slots that it could let go: what it does not need, and what is more than a fair share.
-        Other threads ask, too, under the pool's lock."""
+        """Slots that the run could let go: those that it doesn't need, and those beyond its fair
+        share. Threads of other runs ask this, too, under the pool's lock."""
         mine = [slot for slot in self._slots if slot.spoilt is None]
         able = sorted((s for s in mine if s.state == "serving"), key=lambda s: not s.is_idle)
         surplus = math.ceil(len(mine) - self._pool._most / len(self._pool._runners))
@@ -8647,7 +8647,7 @@ class _SlotRunner(_Runner):
             slot = self._pool._lend(self, self._context)
         except OSError as error:
             if self._slots:
-                return False  # the run goes on with those that it has
+                return False  # the run goes on with the slots that it has
             hint = ""
             try:
                 os.getcwd()
@@ -8655,7 +8655,7 @@ class _SlotRunner(_Runner):
                 hint = ": the working directory was deleted"
             if isinstance(error, BlockingIOError):
                 hint = ": its limit of processes is reached (ulimit -u, or the container's)"
-            # A full /tmp would tell its name.
+            # A full /tmp is told with a file's name.
             is_full = error.errno == errno.ENOSPC and error.filename is None
             if sys.platform == "linux" and (is_full or not os.access("/dev/shm", os.W_OK)):
                 hint = ": multiprocessing needs a /dev/shm that can be written to"
@@ -8703,7 +8703,7 @@ class _SlotRunner(_Runner):
     def room(self, jobs: int) -> int:
         working = [slot for slot in self._slots if slot.state == "serving" and slot.spoilt is None]
         waiting = len(self._out) + len(self._unsent)
-        # Deaf ones count again once no job lies before them: else nothing would be sent any more.
+        # Deaf workers count again once no job lies in the queue: else none would ever be sent.
         idle = 0 if self._deaf and waiting else sum([slot.is_idle for slot in working])
         coming = sum([slot.state == "asked" or slot.is_tidying for slot in self._slots])
         lacking = jobs + waiting - idle - coming
@@ -8730,13 +8730,13 @@ class _SlotRunner(_Runner):
         while self._unsent:
             attempt, job = self._unsent[0]
             number = next(self._numbers)
-            # One of a chain of quick ones: its worker lingers for the next, which comes at once.
+            # In a chain of quick jobs its worker lingers after it, as the next one comes at once.
             eager = self._streak > 0 and not self._out and len(self._unsent) == 1
             try:
                 self._send((number, eager and not self._busy(), *job))
                 self._out[number], self._heard = (attempt, job), _monotonic()
             except (BlockingIOError, ConnectionError):
-                return  # it is full; or its worker is dead, which is noticed elsewhere
+                return  # the queue is full; or a worker is dead, which is noticed elsewhere
             except OSError as error:
                 why = f"the job could not be sent: {error}"
                 self._events.append((attempt, _Outcome("failed", why)))
@@ -8764,7 +8764,7 @@ class _SlotRunner(_Runner):
 
     def _send_again(self, jobs: Sequence[tuple[_Attempt, _Job]]) -> None:
         for attempt, job in reversed(jobs):
-            if attempt in self._ending:  # it has not begun, and is not to begin any more
+            if attempt in self._ending:  # it has not begun, and now never will
                 reason, _ = self._ending.pop(attempt)
                 self._events.append((attempt, _Outcome("failed", reason, terminated=True)))
             else:
@@ -8773,18 +8773,18 @@ class _SlotRunner(_Runner):
     # What happens.
 
     def wait(self, timeout: float) -> list[tuple[_Attempt, _Outcome]]:
-        waiting = self._pool._slot_line  # other runs, which may get what is idle
+        waiting = self._pool._slot_line  # runs that wait for a slot
         if waiting:
             self._hand_over(_monotonic())
         self._flush()
         until = _monotonic() + timeout
-        while not (self._events or self._listen(until)):  # a worker took a job, and that was all
+        while not (self._events or self._listen(until)):  # workers only told that they took jobs
             if self.wanted or self._unsent or waiting:
-                break  # which leaves room for another one
+                break  # as the queue has room again
         now = _monotonic()
         for slot in list(self._slots):
             if slot.deadline <= now:
-                slot.shared[_HEED] = 1  # it takes no other job, which would be ended in its place
+                slot.shared[_HEED] = 1  # or it takes another job, and that is ended
                 self._hear(slot)
             if slot.deadline <= now and slot in self._slots:
                 self._overdue(slot)
@@ -8793,15 +8793,15 @@ class _SlotRunner(_Runner):
         if self._out:
             self._look_for_stalled(now)
         else:
-            self._stuck.clear()  # what they are about to take is another job from here
+            self._stuck.clear()  # workers that take a job from here on take another one
         self._pool._check_open(self)
         self._flush()
         ended, self._events = self._events, []
         return ended
 
     def _listen(self, until: float) -> bool:
-        """Sleep until a worker says something, or something is due; hear what they say. Returns
-        whether it was more than that one took a job."""
+        """Sleep until a worker sends a message, or something is due; handle the messages. Returns
+        False if they told only that workers took jobs."""
         now = _monotonic()
         times = [until, *[slot.deadline for slot in self._slots]]
         if self._suspects:
@@ -8811,7 +8811,7 @@ class _SlotRunner(_Runner):
         if self._pool._slot_line:
             times += [slot.lent + _TURN for slot in self.spare() if slot.lent + _TURN > now]
         found = []
-        # An outcome will be here at once, and a CPU has nothing else to do meanwhile.
+        # After quick jobs, poll where a CPU is free: the next outcome comes at once.
         if self._streak > 0 and (busy := self._busy()) < self._cpus and (busy or self._out):
             found = _linger(lambda: self._poll.poll(0))
         found = found or self._poll.poll(max(0.0, min(times) - now) * 1000)
@@ -8829,7 +8829,7 @@ class _SlotRunner(_Runner):
         return is_more
 
     def _hear(self, slot: _Slot) -> bool:
-        """Hear what a worker says. Returns whether that is more than that it took a job."""
+        """Handle a worker's messages. Returns False if they told only that it took a job."""
         is_more = False
         for kind, fields in slot.receive():
             is_more |= kind != "took"
@@ -8856,12 +8856,12 @@ class _SlotRunner(_Runner):
     def _on_joined(self, slot: _Slot, error: str | None, edited: str | None, found: Any) -> None:
         joined, slot.joining = slot.joining, None
         if joined is not None and joined is not self._info:
-            return self._join(slot)  # that was an earlier run
+            return self._join(slot)  # it has answered an earlier run, and is asked for this one
         if error is not None:
             return self._fail_start(slot, error)
         if edited is not None:
             is_here = self._info["identity"] == _file_identity(self._info["fileloc"])
-            if is_here and slot.served:  # it has an earlier one: a new worker imports this one
+            if is_here and slot.served:  # a new worker imports the file's present version
                 return self._let_go(slot)
             self.notes[edited] = None
         self._found = self._found or found
@@ -8869,7 +8869,7 @@ class _SlotRunner(_Runner):
         self._let_work(slot)
 
     def _on_left(self, slot: _Slot) -> None:
-        if slot.spoilt == "":  # else it left another run, with which it was given back at once
+        if slot.spoilt == "":  # else it left an earlier run, which gave it back in `close`
             self._let_go(slot, free=True)
 
     def _on_called(self, slot: _Slot, spoilt: str | None, log_end: int) -> None:
@@ -8892,15 +8892,15 @@ class _SlotRunner(_Runner):
             self.end(attempt, *self._ending.pop(attempt))
 
     def _on_done(self, slot: _Slot, fields: Any, taken: int, values: Sequence[bytes] = ()) -> None:
-        """It ended its job, and took the one of the number `taken` at once (0: none)."""
+        """The worker ended its job, and took the one of the number `taken` by now (0: none)."""
         outcome, attempt = _Outcome(*fields), slot.attempt
         if values:
             outcome = _with_values(outcome, values)
         assert attempt is not None  # it said that it took it
         self._streak = self._streak + 1 if outcome.took < _QUICK else -_AHEAD
         if slot.reason is not None:
-            # Told to end, it may handle that signal and return: it has failed all the same. Only
-            # a success of before it was told counts, and what a sensor, say, makes of its timeout.
+            # A task that was told to end may catch that and return: it has failed all the same.
+            # Only a success from before counts, and that a task skips itself at its timeout.
             slot.spoilt = slot.reason
             late, skips = slot.timed_out, outcome.status == "skipped"
             if not (late and skips) and (outcome.status != "success" or outcome.until > slot.told):
@@ -9081,29 +9081,29 @@ class _SlotRunner(_Runner):
         for slot in () if least is None else self._slots:
             if slot.attempt is None or (size := slot.log.size()) < least:
                 continue
-            # Who has said nothing by now was still at that job when its log had this size.
+            # A worker that has sent no message yet was still at that job as its log had this size.
             if not _is_readable(slot.wire.fileno(), 0):
                 self._last_output += slot.log.take(slot.attempt, size, runs=True)
         fresh, self._last_output = self._last_output, []
         return fresh
 
     def wake(self) -> None:
-        with contextlib.suppress(OSError):  # it is full: that wakes, too
+        with contextlib.suppress(OSError):  # it is full, which wakes the runner, too
             self._theirs.socket.send(b"!", socket.MSG_DONTWAIT)
 
     def dismiss(self) -> None:
         for slot in self._slots if self._own_pool else ():
-            if slot.is_idle and slot.server is not None:  # an executor would call it broken
+            if slot.is_idle and slot.server is not None:  # or its executor would call itself broken
                 slot.wire.close()
 
     def close(self) -> None:
         for slot in list(self._slots):
-            if leaves := slot.spoilt == "":  # it was told to, and has not said that it did
+            if leaves := slot.spoilt == "":  # it was told to leave, and has not answered yet
                 slot.spoilt = None
-            # One that starts yet goes on with that: runs shorter than a start would never get it.
+            # A worker that still starts goes on: short runs would never get to the end of a start.
             starts = slot.state == "asked" and not (self._own_pool or slot.spoilt)
             free = slot.is_idle and not self._out
-            if free and not (leaves or self._own_pool):  # its own pool's end is theirs
+            if free and not (leaves or self._own_pool):  # its own pool ends them, below
                 slot.send("leave")
             self._let_go(slot, free=free or starts)
         if self._own_pool:
@@ -9129,7 +9129,7 @@ def _end_of(exitcode: int | None) -> str:
 
 
 def _of_replaced() -> str:
-    """What to add where a worker failed, if that imports another version of this module by now."""
+    """What to add to a worker's failure if new workers import another version of this module."""
     is_same = _file_identity(__file__) == _own_identity
     return "" if is_same else f": {__file__} was replaced: restart the program"
 
