@@ -9152,7 +9152,7 @@ def _found_by_name(
         )
     raise UnreachableTask(
         f"{lost}: importing the module {module} does not "
-        f"build DAG {dag_id!r} with {it}{often}, and without it only a function or class of a "
+        f"build DAG {dag_id!r} with {it}{often}, and without the DAG only a function or class of a "
         "module is found. Build the DAG at the top level of its module, alike at each import, not "
         'below `if __name__ == "__main__":`, or define the functions and classes there'
     )
@@ -9164,7 +9164,7 @@ def _found_by_name(
 class _ExecutorRunner(_Runner):
     """Runs each job as one `submit` to a concurrent.futures.Executor that somebody else made.
 
-    It can't end a task nor capture its output, and so applies no execution_timeout.
+    It can neither end a task nor capture its output, and so applies no execution_timeout.
     """
 
     remote = True
@@ -9172,14 +9172,14 @@ class _ExecutorRunner(_Runner):
     def __init__(self, executor: Any) -> None:
         super().__init__()
         self._executor: concurrent.futures.Executor = executor
-        # Attempts that ended: their futures, or outcomes where there is none.
+        # Attempts that ended, with their futures, or with outcomes where there is no future.
         self._events: queue.SimpleQueue[tuple[_Attempt | None, Any]] = queue.SimpleQueue()
         self._futures: dict[_Attempt, Future[bytes]] = {}
-        # Whose each is, and, once no attempt is left, when to wait for it no longer.
+        # By future: whose callbacks it runs, and until when they may, once no attempts are left.
         self._callbacks: dict[Future[bytes], tuple[_Attempt, float]] = {}
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
-        # Workers have their own environment, and know a run by its token; `log_db`: for `log_url`.
+        # Workers keep their own environment, and know a run by its token. `log_url` has `log_db`.
         here = {"environ": None, "sys_path": None, "db_path": None, "log_db": info["db_path"]}
         self._info = marshal.dumps({**info, **here, "token": os.urandom(8)})  # goes with each job
         asked = self._submit(None, "find", tasks)
@@ -9245,9 +9245,9 @@ class _ExecutorRunner(_Runner):
                 _, why = _answer_of(future)
                 if why is not None:
                     self.notes[f"the executor lost a callback: {why}"] = None
-            elif self._futures:  # it may stand behind them, and then has not begun
+            elif self._futures:  # it may wait behind attempts in the executor, and not have begun
                 self._callbacks[future] = attempt, _monotonic() + _CALLBACK_LIMIT
-            elif limit < _monotonic():  # it can't be ended, only waited for no longer
+            elif limit < _monotonic():  # it can't be ended, but nobody waits for it any longer
                 future.cancel()
                 del self._callbacks[future]
                 self.notes[f"a callback did not end within {_CALLBACK_LIMIT:g} s"] = None
@@ -9257,11 +9257,11 @@ class _ExecutorRunner(_Runner):
         self._events.put((None, None))
 
     def close(self) -> None:
-        _remote_run.cache_clear()  # in this process, where threads may have run it
+        _remote_run.cache_clear()  # threads of this process may have filled it
 
 
 def _answer_of(future: Future[bytes]) -> tuple[Any, str | None]:
-    """What a worker answered, and None; or None, and why the engine lost it."""
+    """What a worker answered, and None; or None, and why the executor lost the answer."""
     try:
         return marshal.loads(future.result()), None
     except BaseException as lost:  # of the engine, or of unpickling on its way
@@ -9272,8 +9272,8 @@ class _TimeLimit:
     """Around a task's own code: raises AirflowTaskTimeout in it after `timeout` seconds.
 
     Not by SIGALRM: a process has one alarm, which may be the program's (a test's own limit, say).
-    What it needs is made before that code and ended after it: there nothing may be cut in two, such
-    as the taking of a lock that the timer's thread waits for.
+    The timer is made before that code begins and ended by `close` after it, where the exception can
+    cut nothing in two, such as the taking of a lock that the timer's thread waits for.
     """
 
     _timer: threading.Timer | None = None
@@ -9281,7 +9281,7 @@ class _TimeLimit:
     def __init__(self, timeout: float | None) -> None:
         self.timeout, self.in_task, self.is_due = timeout, False, False
         if timeout is not None and hasattr(signal, "pthread_kill"):
-            with contextlib.suppress(ValueError):  # in no main thread, or a subinterpreter's
+            with contextlib.suppress(ValueError):  # this needs the main interpreter's main thread
                 self._before = signal.getsignal(signal.SIGVTALRM)
                 signal.signal(signal.SIGVTALRM, self._on_time)
                 seconds = min(timeout, threading.TIMEOUT_MAX)
@@ -9312,12 +9312,12 @@ class _TimeLimit:
         if self._timer is not None:
             self._timer.cancel()
             if self._timer.is_alive():
-                self._timer.join()  # before the handler goes: it would kill us
+                self._timer.join()  # first: without the handler its signal kills the process
             signal.signal(signal.SIGVTALRM, self._before)
 
 
 class _InProcessRunner(_ExecutorRunner):
-    """Runs each job in this process, as soon as it is started: for `dag.test()` and a debugger."""
+    """Runs each job in this process, within `start`: for `dag.test()` and a debugger."""
 
     remote = False
 
