@@ -6821,7 +6821,7 @@ _WATCHED_LIMITS = "AS DATA NOFILE FSIZE CPU NPROC".split()  # a worker goes if a
 
 
 class _Worker:
-    """A worker process: takes jobs from its run's queue, one at a time, and tells the scheduler.
+    """A worker process: takes jobs from its run's queue, one at a time, and tells how they ended.
 
     After a job the worker takes the next one, and one message tells both: the first one's outcome,
     and which job it took. If no job waits, it tells the outcome at once, and only then undoes what
@@ -7121,7 +7121,7 @@ class _Worker:
         self._flush()
         self._own_output()
         spoilt = self._restore()
-        self.spent = is_last or spoilt is not None  # a SIGTERM meanwhile hit no task: it goes on
+        self.spent = is_last or spoilt is not None  # a SIGTERM meanwhile hit no task
         if self.spent:
             _remove_shared()
         self.control.send(("called", spoilt, self.log_start))
@@ -7300,8 +7300,8 @@ class _Worker:
         limits, used = _resources(self._limited)
         if limits != self._limits:
             return "the task changed its user, a resource limit, its priority or its CPUs"
-        # An ended child may have left one that still holds the log, and its lock. So lock it anew
-        # if children have ended (their use has grown), or may hide behind helpers (unlisted: 0).
+        # An ended child may have left one that still holds the log, and its lock: to lock it anew
+        # tells. That is due if children have ended, or if unlisted helpers (0) may hide one.
         had_children, self._children_used = used != self._children_used, used
         try:
             self._renew_output(anew=had_children or 0 in self._helpers)
@@ -7329,7 +7329,7 @@ class _Worker:
 
 
 def _die_with(pipe: int, whom: int) -> None:
-    """Let the kernel kill a process, or a group, once a pipe has no writer: the scheduler is gone.
+    """Let the kernel kill `whom` (negative: a group) once a pipe has no writer: the scheduler died.
 
     With O_ASYNC end-of-file raises a signal, and F_SETSIG makes that SIGKILL. So it needs no thread
     of ours, which would wait behind C code that keeps the GIL, and for ever in a stopped process.
@@ -7605,7 +7605,7 @@ def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
         process: Any = multiprocessing.Process(target=_serve, args=arguments, name=name)
         process._parent_pid = scheduler
         process._config.pop("daemon", None)
-        # Process's own asks for the default start method: Python 3.14 makes a temporary file then.
+        # Process's own asks for the default start method, for which 3.14 makes a temporary file.
         process._after_fork = multiprocessing.process.BaseProcess._after_fork  # type: ignore
         # Opened anew: the kernel notes in the open file, which forks share, whom `_die_with` kills.
         sentinel = os.open(f"/proc/self/fd/{alive}", os.O_RDONLY)
@@ -7751,9 +7751,8 @@ class _SlotLog:
         self.begin(0)
 
     def begin(self, start: int, head: int = 0, dropped: int = 0) -> None:
-        """Begin the next attempt's slice of the file at byte `start`. A rescheduled sensor
-        has printed before: `head` bytes are stored as its output's beginning, `dropped` came after.
-        """
+        """Begin the next attempt's slice of the file at byte `start`. Of what a rescheduled sensor
+        printed before, `head` bytes are stored as the beginning, and `dropped` bytes came after."""
         self.start = self._at = start  # the slice up to `_at` is stored, or passed over
         self._dropped = dropped  # bytes of the output that came between its head and `_at`
         self._kept = b""  # the last of those
@@ -8140,7 +8139,7 @@ def _let_go_of_slots() -> None:
         slot.wire.close()
         if slot._executor is not None:
             _close_pipes(vars(slot._executor).values())
-        # Or multiprocessing polls the worker here, and takes the exit code that the parent needs.
+        # Else multiprocessing polls the worker here, and takes the exit code that the parent needs.
         _forget(slot.process)
         finalizer = getattr(getattr(slot.process, "_popen", None), "finalizer", None)
         for descriptor in getattr(finalizer, "_args", None) or ():
@@ -8430,12 +8429,12 @@ class WorkerPool:
                 slot.bury()
 
     def _check_open(self, runner: _SlotRunner) -> None:
-        if self._closed:  # a run's own pool: by `_close_pools`
+        if self._closed:  # only `_close_pools` closes a run's own pool so early
             what = "program ended" if runner._own_pool else "WorkerPool was shut down"
             raise RuntimeError(f"the {what} during the run")
 
     def _lend(self, runner: _SlotRunner, context: Any) -> _Slot | None:
-        """A slot, or None: then the runner is in line, and runs that can spare a slot are awake."""
+        """A slot, or None: then the runner is in line, and runs that can spare one were woken."""
         with self._lock:
             self._check_open(runner)
             self._weed(runner, context)
@@ -8549,7 +8548,7 @@ class _SlotRunner(_Runner):
             _set_up_slots(by_executor=True)
         self._context = pool._context(self)
         self._slots: list[_Slot] = []
-        # The tasks missing, and those found by name; None until one answers: no slot is spared.
+        # The tasks missing, and those found by name; None until a worker tells: no slot is spared.
         self._found: tuple[list[str], set[str]] | None = None
         self._failed_starts = 0
         self._has_enough = False  # it starts no more workers, as long as it has one
@@ -8571,7 +8570,7 @@ class _SlotRunner(_Runner):
         self._death = ""  # how the dead worker ended, in words
         self._ending: dict[_Attempt, tuple[str, bool]] = {}  # to end once taken: (why, at once)
         self._poll = select.poll()
-        self._watched: dict[int, _Slot] = {}  # by the descriptors of its pair and its worker's end
+        self._watched: dict[int, _Slot] = {}  # by the descriptors of its pair and its sentinel
         self._poll.register(self._ours, select.POLLIN)  # for `wake`
         self._cpus = _cpus()
         with pool._lock:
@@ -8784,7 +8783,7 @@ class _SlotRunner(_Runner):
         now = _monotonic()
         for slot in list(self._slots):
             if slot.deadline <= now:
-                slot.shared[_HEED] = 1  # or it takes another job, and that is ended
+                slot.shared[_HEED] = 1  # else it may take another job, and that is ended
                 self._hear(slot)
             if slot.deadline <= now and slot in self._slots:
                 self._overdue(slot)
@@ -8793,7 +8792,7 @@ class _SlotRunner(_Runner):
         if self._out:
             self._look_for_stalled(now)
         else:
-            self._stuck.clear()  # workers that take a job from here on take another one
+            self._stuck.clear()  # no job is out: the next one that is taken is another
         self._pool._check_open(self)
         self._flush()
         ended, self._events = self._events, []
@@ -9057,7 +9056,7 @@ class _SlotRunner(_Runner):
                 'run() or cli() below `if __name__ == "__main__":`, or into a function'
             )
         # A worker that told no error may have been ended by a signal to the whole program, which
-        # may pass: exit code 1 is a Ctrl-C during its import, say, 255 that its forkserver is gone.
+        # may pass. Its exit code is then 1, say (Ctrl-C as it imported), or 255 (no forkserver).
         may_pass = slot.exitcode not in (None, _BROKEN)
         if slot in self._slots:
             slot.spoilt = why
@@ -9093,14 +9092,14 @@ class _SlotRunner(_Runner):
 
     def dismiss(self) -> None:
         for slot in self._slots if self._own_pool else ():
-            if slot.is_idle and slot.server is not None:  # or its executor would call itself broken
+            if slot.is_idle and slot.server is not None:  # an executor would call itself broken
                 slot.wire.close()
 
     def close(self) -> None:
         for slot in list(self._slots):
             if leaves := slot.spoilt == "":  # it was told to leave, and has not answered yet
                 slot.spoilt = None
-            # A worker that still starts goes on: short runs would never get to the end of a start.
+            # A worker that is still starting stays: else runs shorter than a start never get one.
             starts = slot.state == "asked" and not (self._own_pool or slot.spoilt)
             free = slot.is_idle and not self._out
             if free and not (leaves or self._own_pool):  # its own pool ends them, below
