@@ -6867,7 +6867,7 @@ class _Worker:
         """Become a worker, with a session and streams of its own, that ends with the scheduler."""
         with contextlib.suppress(PermissionError):  # the script's import made it a group's leader
             os.setsid()
-        # The scheduler's, in a forked worker: asyncio there would hear of the worker's signals.
+        # A forked worker has the scheduler's, where asyncio would hear of the worker's signals.
         signal.set_wakeup_fd(-1)
         # A Ctrl-C is for the scheduler. A handler, unlike SIG_IGN, is not inherited through exec.
         signal.signal(signal.SIGINT, lambda signum, frame: None)
