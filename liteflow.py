@@ -11342,41 +11342,41 @@ class _Line(_Record):
     """What people see of a task instance, of an attempt, or of all instances of a mapped task."""
 
     label: str
-    state: str  # in words; of several, how many are in each
-    style: str  # the state that colours it; of several, the worst
+    state: str  # in words; for several instances, how many are in each state
+    style: str  # the state whose `_Style` the line gets; for several instances, the worst one
     tries: int = 0
     start: _datetime.datetime | None = None
-    end: _datetime.datetime | None = None  # now, if it still runs
+    end: _datetime.datetime | None = None  # the present time while it runs
     error: str = ""
-    element: str = ""  # what a mapped one is mapped over
+    element: str = ""  # the preview of a mapped instance's element
 
     seconds = property(lambda self: _span(self.start, self.end))
 
     def cells(self, state: object = "") -> tuple[object, ...]:
-        """Its row in a table below `_HEADS`, perhaps with something in place of the state."""
+        """Return the line's row in a table; `state`, if given, replaces the text of its state."""
         took = _seconds_text(self.seconds)
         name = f"{self.label} {self.element}".rstrip()
         return name, state or self.state, self.tries or "", _when(self.start), took, self.error
 
 
-_NO_STATE = "no state"  # of what is to come, or was left
+_NO_STATE = "no state"  # shown for an instance that has not run yet, or was left out by its run
 _HEADS = ("TASK", "STATE", "TRY", "START", "DURATION", "ERROR")
-_TABLE_FOLD = 10  # mapped instances from which on a task is one line of a table
-_MOST_SHOWN = 20  # of its failed ones that get lines of their own; lines of output on a page
+_TABLE_FOLD = 10  # a task with so many mapped instances, or more, is one line of a table
+_MOST_SHOWN = 20  # the most lines for its failed instances; failures, lines of output on a page
 
 
 class _Style(_Record):
-    """How a state looks; signs and lightness differ for those who can't tell red from green."""
+    """How a state looks. Signs and lightness differ for people who can't tell red from green."""
 
-    terminal: str  # an ANSI colour
-    tag: str  # of its bar in a gantt
-    sign: str  # on a page, as are fill and text
-    fill: str
-    text: str
-    box: str  # fill, edge and text in a diagram: all three, as the page may be dark
+    terminal: str  # the number of an ANSI colour
+    tag: str  # Mermaid's tag for a bar in a gantt
+    sign: str  # stands before the state on an HTML page
+    fill: str  # the background colour on an HTML page
+    text: str  # the text colour on an HTML page
+    box: str  # colours of fill, edge and text in a diagram: all are set, as its page may be dark
 
 
-_STYLES = {  # the worst state first, but for success; `removed` counts least
+_STYLES = {  # in the order of counts in texts: after success, the worst state first
     "success": _Style("32", "done, ", " ", "#bfe5c8", "#0c3b1b", "#d4edda #28a745 #155724"),
     "failed": _Style("31", "crit, ", "✕", "#b3202e", "#ffffff", "#f8d7da #dc3545 #721c24"),
     "upstream_failed": _Style("33", "", "▲", "#f0a04b", "#3a2000", "#ffe5d0 #fd7e14 #7a3e06"),
@@ -11392,13 +11392,13 @@ _STYLES = {  # the worst state first, but for success; `removed` counts least
 
 
 def _line_of(members: list[TaskInstance]) -> _Line:
-    """A task instance or attempt as a line, or several of one task as one."""
+    """Return the line of a task instance or attempt, or the one line of several of a task."""
     first, now = members[0], _utcnow()
-    latest = {ti.map_index: ti._word for ti in members}  # of their attempts
+    latest = {ti.map_index: ti._word for ti in members}  # of an instance's attempts the last counts
     words = collections.Counter(latest.values())
     starts = [ti.start_date for ti in members if ti.start_date]
     ends = [ti.end_date or now for ti in members if ti.end_date or ti.state is _S.RUNNING]
-    # The worst; a removed instance says nothing of the others.
+    # The worst state. `removed` comes last, as a removed instance says nothing about the others.
     style = next(word for word in [*[*_STYLES][1:-1], "success", "removed"] if word in words)
     tries = max(ti.try_number for ti in members)
     span = min(starts, default=None), max(ends, default=None)
@@ -11410,26 +11410,26 @@ def _line_of(members: list[TaskInstance]) -> _Line:
 
 
 def _element_text(element: str | None, most: int = 80) -> str:
-    """What an instance is mapped over; in brackets unless quoted, as 3 would read as a count."""
+    """A mapped instance's element as text, in brackets unless quoted: a bare 3 reads as a count."""
     lines = (element or "").split("\n")
     text = _shortened(_clean(" ".join(filter(None, map(str.strip, lines)))), most)
     return text if text[:1] in ("", "'", '"') else f"({text})"
 
 
 def _shortened(text: str, most: int) -> str:
-    """A text cut in its middle to so many columns: names and paths differ at their ends."""
+    """Cut a text in its middle to `most` columns, because names and paths differ at their ends."""
     half = (most - 3) // 2
     if _width(text) <= most:
         return text
-    seen = 4 * most  # characters, some of which may take no column: it may have millions
+    seen = 4 * most  # characters to look at: there may be millions, some of which take no column
     return f"{_fit(text[:seen], most - 3 - half)}...{_fit(text[::-1][:seen], half)[::-1]}"
 
 
 def _counts_text(counts: Mapping[str, int], none: str = _NO_STATE, color: bool = False) -> str:
-    """How many are in each state, as in `58 success, 2 failed`; `none` stands for no state."""
+    """Counts by state as text, such as `58 success, 2 failed`; `none` is the name of no state."""
     order = sorted(counts, key=[*_STYLES, *counts].index)
-    said = ((f"{counts[x]} {none if x == 'none' else _clean(x)}", x) for x in order)
-    return ", ".join(_paint(text, word, color) for text, word in said)
+    texts = ((f"{counts[x]} {none if x == 'none' else _clean(x)}", x) for x in order)
+    return ", ".join(_paint(text, state, color) for text, state in texts)
 
 
 def _counts_of(instances: list[TaskInstance]) -> str:
@@ -11441,7 +11441,8 @@ def _by_task(instances: Iterable[TaskInstance]) -> list[list[TaskInstance]]:
 
 
 def _lines_of(instances: list[TaskInstance], whole: bool = False) -> list[_Line]:
-    """A line for each task instance; those of a mapped task in one, but for what failed."""
+    """Return a table's lines: one for each task instance. Unless `whole`, a task with many mapped
+    instances has one line for all, and some of its failed instances have their own below it."""
     lines = []
     for members in _by_task(instances):
         if whole or len(members) < _TABLE_FOLD:
@@ -11456,7 +11457,7 @@ def _lines_of(instances: list[TaskInstance], whole: bool = False) -> list[_Line]
 
 
 def _seen_instances(run: DagRun, attempts: bool = False, **which: Any) -> list[TaskInstance]:
-    """A run's task instances, or attempts, as shown: where nobody works on it, none is running."""
+    """Return task instances, or attempts; those that a dead owner left unfinished: interrupted."""
     died = run._owner_died
     instances = run._instances(attempts, **which)
     for ti in instances if died else ():
@@ -11466,7 +11467,7 @@ def _seen_instances(run: DagRun, attempts: bool = False, **which: Any) -> list[T
 
 
 def _run_state(run: DagRun) -> str:
-    """A run's state for people: one that nobody works on is not running."""
+    """A run's state for people, who are to see that a run whose owner died is not running."""
     return "running (owner dead)" if run._owner_died else run.state.value
 
 
