@@ -11473,15 +11473,16 @@ def _run_state(run: DagRun) -> str:
 
 # --- Showing: Mermaid -----------------------------------------------------------------------------
 
-_MAX_EDGES, _MAX_TEXT = 500, 50_000  # what Mermaid's renderers draw unless configured otherwise
+_MAX_EDGES, _MAX_TEXT = 500, 50_000  # the most edges and characters that Mermaid draws by default
 _MOST_ABREAST = 8  # boxes beside each other that can still be read on a page
-_GANTT_FOLD, _TIMELINE_FOLD = 5, 20  # mapped instances from which on a task has one bar for all
+_GANTT_FOLD, _TIMELINE_FOLD = 5, 20  # a task with so many mapped instances has one bar for all
 _DIRECTIONS = ("TD", "TB", "LR", "RL", "BT")
 
 
 def _mermaid_text(text: str) -> str:
     """Text for a quoted Mermaid label: all but plain characters as `#codepoint;`."""
-    # Older renderers read it as Markdown: nor may it begin a list or a link, or mark `_words_`.
+    # Older renderers read labels as Markdown. So what would begin a list (`1.`, `-`) or a link
+    # (`www.`), or emphasize `_words_`, is odd, too.
     odd = r"[^A-Za-z0-9 _.-]|^[ .-]|^\d(?=\d*\.)|\bw(?=ww\.)|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"
     text = _shortened(_clean(text), 80)
     return re.sub(odd, lambda match: f"#{ord(match[0])};", text) or "#32;"
@@ -11490,22 +11491,22 @@ def _mermaid_text(text: str) -> str:
 class _Box(_Record):  # a node of a diagram
     task_id: str
     lines: list[str]  # its text
-    style: str  # of its state
-    upstream: Mapping[str, str | None]  # what it waits for, with the texts on those edges
-    group: str | None = None  # whose id is the prefix of its members', and stands on their frame
+    style: str  # the state whose `_Style` it gets; empty for a DAG, which has no states
+    upstream: Mapping[str, str | None]  # ids of the tasks it waits for: the texts on those edges
+    group: str | None = None  # the id of its task group, which is drawn as a frame
     prefix = property(lambda self: f"{self.group}." if self.group else "")
 
 
 def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
-    """A Mermaid flowchart. Node ids are synthetic: many words would not parse as one."""
+    """Return a Mermaid flowchart. Its node ids are made up, as many a task id would not parse."""
     _optional(None, _one_of(_DIRECTIONS)).check("direction", direction)
     ids = {box.task_id: f"n{i}" for i, box in enumerate(boxes)}
-    # What would be so wide that renderers shrink it beyond reading goes from left to right.
+    # Renderers would shrink a very wide graph beyond reading: it goes from left to right instead.
     layers = collections.Counter(_depths(boxes).values())
     is_wide = max(layers.values(), default=0) > max(_MOST_ABREAST, len(layers))
     lines = [f"flowchart {direction or ('LR' if is_wide else 'TD')}"]
-    numbers, opened = itertools.count(), [""]  # the prefixes of the frames that are open
-    for box in sorted(boxes, key=lambda box: box.prefix.split(".")):  # a group, then those inside
+    numbers, opened = itertools.count(), [""]  # `opened`: the prefixes of the frames around here
+    for box in sorted(boxes, key=lambda box: box.prefix.split(".")):  # a group before its subgroups
         while not box.prefix.startswith(opened[-1]):
             opened.pop()
             lines.append(f"{'    ' * len(opened)}end")
@@ -11521,8 +11522,8 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
     for box in boxes:
         for up, text in box.upstream.items():
             if up in ids:
-                said = "" if text is None else f'|"{_mermaid_text(text)}"|'
-                lines.append(f"    {ids[up]} -->{said} {ids[box.task_id]}")
+                label = "" if text is None else f'|"{_mermaid_text(text)}"|'
+                lines.append(f"    {ids[up]} -->{label} {ids[box.task_id]}")
     for name in sorted({box.style for box in boxes if box.style}, key=[*_STYLES].index):
         fill, edge, ink = _STYLES[name].box.split()
         lines.append(f"    classDef {name} fill:{fill},stroke:{edge},color:{ink}")
@@ -11530,10 +11531,10 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
 
 
 def _depths(boxes: Sequence[_Box]) -> dict[str, int]:
-    """The layer of each box: the length of the longest way to it."""
+    """Return the layer of each box by its task id: the number of edges on the longest way to it."""
     depths = dict.fromkeys([box.task_id for box in boxes], 0)
     graph = {box.task_id: depths.keys() & {*box.upstream} for box in boxes}
-    with contextlib.suppress(graphlib.CycleError):  # only a file that was tampered with has one
+    with contextlib.suppress(graphlib.CycleError):  # only in a file that was tampered with
         for task_id in graphlib.TopologicalSorter(graph).static_order():
             depths[task_id] = max((1 + depths[up] for up in graph[task_id]), default=0)
     return depths
@@ -11548,24 +11549,25 @@ def _run_boxes(instances: list[TaskInstance]) -> list[_Box]:
     boxes = []
     for members in _by_task(instances):
         first, line = members[0], _line_of(members)
-        said = [line.state]
+        facts = [line.state]
         if len(members) == 1:
-            said += [_seconds_text(line.seconds), f"try {line.tries}" if line.tries > 1 else ""]
-        lines = [line.label, " - ".join(filter(None, said))]
+            facts += [_seconds_text(line.seconds), f"try {line.tries}" if line.tries > 1 else ""]
+        lines = [line.label, " - ".join(filter(None, facts))]
         upstream = dict.fromkeys(sorted(set().union(*(ti.upstream_task_ids for ti in members))))
         boxes.append(_Box(first.task_id, lines, line.style, upstream, first.task_group_id))
     return boxes
 
 
 def _draw_gantt(run: DagRun, attempts: Iterable[TaskInstance]) -> str:
-    """A Mermaid gantt of when each attempt ran, and of the waits for a retry."""
+    """Return a Mermaid gantt of when each attempt ran, and of the waits for a retry. Raises
+    _UsageError if nothing has started."""
     bars = []
     for line, began in _bars(attempts, _GANTT_FOLD):
-        start = round(1000 * began)  # milliseconds, as `dateFormat x` says; so is `length`
+        start = round(1000 * began)  # milliseconds, as `dateFormat x` wants them; so are the others
         end = max(start + 1, round(1000 * (began + (line.seconds or 0))))
-        said = "" if line.style == "success" else line.state
-        text = f"{line.label} {said}".strip() or " "
-        # The first letter is a code, so that no name is a word of Mermaid's, as `section` is.
+        state = "" if line.style == "success" else line.state
+        text = f"{line.label} {state}".strip() or " "
+        # The first letter is written as a code, so that no name reads as a keyword (`section`).
         name = f"#{ord(text[0])};{_mermaid_text(text[1:] or ' ')}"
         bars.append((start, end, f"{name} :{_STYLES[line.style].tag}"))
     if not bars:
@@ -11578,7 +11580,8 @@ def _draw_gantt(run: DagRun, attempts: Iterable[TaskInstance]) -> str:
 
 
 def _bars(attempts: Iterable[TaskInstance], fold: int) -> list[tuple[_Line, float]]:
-    """What ran, and the waits for a retry, sorted by the Unix time at which each began."""
+    """Return a line for each attempt and each wait for a retry, with the Unix time at which it
+    began, sorted by that. A task with `fold` mapped instances or more has one line."""
     lines = []
     for members in _by_task(ti for ti in attempts if ti.start_date):
         if len({ti.map_index for ti in members}) >= fold:
@@ -11588,7 +11591,7 @@ def _bars(attempts: Iterable[TaskInstance], fold: int) -> list[tuple[_Line, floa
             line = _line_of([ti])
             if before and (before.map_index, before.state) == (ti.map_index, _S.FAILED):
                 wait = _Line(f"{line.label} waits", "", "none", 0, before.end_date, line.start)
-                lines += [wait] if (wait.seconds or 0) > 0.05 else []  # shorter: not seen
+                lines += [wait] if (wait.seconds or 0) > 0.05 else []  # a shorter one can't be seen
             lines.append(line)
     for line in lines:
         line.label += f" try {line.tries}" if line.tries > 1 else ""
@@ -11596,7 +11599,8 @@ def _bars(attempts: Iterable[TaskInstance], fold: int) -> list[tuple[_Line, floa
 
 
 def _live_url(diagram: str) -> str:
-    """A link that shows the diagram: it holds it, deflated, behind the `#`, which is never sent."""
+    """Return a link to the diagram, which it holds, deflated, behind its `#`: browsers never send
+    that part to a server."""
     state = {"code": diagram, "mermaid": '{"theme": "default"}', "autoSync": True}
     packed = zlib.compress(json.dumps(state).encode(), 9)
     return f"https://mermaid.live/view#pako:{base64.urlsafe_b64encode(packed).decode().rstrip('=')}"
