@@ -11608,9 +11608,9 @@ def _live_url(diagram: str) -> str:
 
 # --- Showing: text --------------------------------------------------------------------------------
 
-_LINE_SHOWN = 300  # characters of each line, where only the last lines of an output are shown
-_FROZEN = hasattr(sys, "frozen")  # as PyInstaller's: its own interpreter, which runs no other file
-# Neither prints nor steers: white space, spaces of other widths, joiners within words and emoji.
+_LINE_SHOWN = 300  # the most characters of a line, where the last lines of an output are shown
+_FROZEN = hasattr(sys, "frozen")  # by PyInstaller, say: `sys.executable` runs only this program
+# Not `isprintable`, yet harmless: white space, spaces of all widths, joiners in words and emoji.
 _HARMLESS = "\n\t\xa0\u2007\u2009\u200a\u200c\u200d\u202f\u3000"
 
 
@@ -11621,23 +11621,23 @@ def _clean(text: object) -> str:
         return text
     odd = [c for c in {*text} if not (c.isprintable() or c in _HARMLESS)]
     escapes = {ord(c): c.encode("unicode_escape").decode() for c in odd}
-    return text.translate(escapes) if odd else text  # which walks the whole text
+    return text.translate(escapes) if odd else text  # `translate` is slow for a long text
 
 
 def _fenced(text: str, kind: str) -> str:
-    """A Markdown code block around any text."""
+    """A Markdown code block of this kind around any text, even one that has backticks."""
     ticks = max([2, *(len(run) for run in re.findall("`+", text))]) + 1
     return f"{'`' * ticks}{kind}\n{text.rstrip()}\n{'`' * ticks}\n"
 
 
 def _markdown(text: object) -> str:
-    """Any text as plain text of a Markdown table's cell."""
+    """Any text as one line of Markdown, also for a table's cell, in which nothing is markup."""
     text = " ".join(_clean(text).split())
     return re.sub(r"[^\w\s.,:()=+/'-]|_", lambda match: f"&#{ord(match[0])};", text)
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns that line up, made safe for a terminal, states in colour, rows cut to its width."""
+    """Return a table as text, safe for a terminal, its states in colour, its rows cut to fit it."""
     color, columns = _may_color(sys.stdout), sys.maxsize
     if _may_redraw(sys.stdout):
         with contextlib.suppress(OSError):
@@ -11645,7 +11645,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     cells = [list(heads), *([re.sub(r"[\n\t]", " ", _clean(cell)) for cell in row] for row in rows)]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(heads))]
     fits = sum(widths, 2 * len(widths)) <= columns
-    if not fits:  # names are cut first: the state, the try and the start take some 24 columns
+    if not fits:  # the names are cut first: the state, the try and the start take some 24 columns
         for row in cells:
             row[0] = _shortened(row[0], max(columns - 24, 12))
         widths[0] = max(_width(row[0]) for row in cells)
@@ -11663,7 +11663,7 @@ def _width(text: str) -> int:
         return len(text)
     from unicodedata import category, east_asian_width
 
-    # Marks and joiners take none, nor what follows in a syllable of Hangul that is spelled out.
+    # Marks and joiners take none; nor do the later letters of a Hangul syllable in single letters.
     taking = (c for c in text if category(c) not in ("Mn", "Me", "Cf"))
     return sum(1 + (east_asian_width(c) in "WF") for c in taking if not "\u1160" <= c <= "\u11ff")
 
@@ -11676,7 +11676,7 @@ def _may_redraw(stream: Any) -> bool:
 
 
 def _may_color(stream: Any) -> bool:
-    """Whether colours are wanted there; NO_COLOR counts more than FORCE_COLOR, as in CPython."""
+    """Whether to write colours to the stream. NO_COLOR wins over FORCE_COLOR, as in CPython."""
     wanted = os.environ.get("FORCE_COLOR") or _may_redraw(stream)
     return bool(wanted) and not os.environ.get("NO_COLOR")
 
@@ -11687,12 +11687,12 @@ def _paint(text: str, state: str | None, color: bool) -> str:
 
 
 def _fit(text: str, width: int) -> str:
-    """A line cut to a width in columns; its codes for colours take none, and stay."""
-    found = ""
+    """Cut a line to a width in columns. All its colour codes are kept, and take no column."""
+    kept = ""
     for part in re.findall("\x1b.*?m|.", text):
         width -= 0 if part[0] == "\x1b" else _width(part)
-        found += part if width >= 0 or part[0] == "\x1b" else ""
-    return found
+        kept += part if width >= 0 or part[0] == "\x1b" else ""
+    return kept
 
 
 def _seconds_text(seconds: float | None) -> str:
@@ -11700,7 +11700,7 @@ def _seconds_text(seconds: float | None) -> str:
     if seconds is None:
         return ""
     short = ((0.001, "<1 ms"), (0.095, f"{1000 * seconds:.0f} ms"), (9.95, f"{seconds:.1f} s"))
-    for limit, text in short:  # what is longer would read `10.0 s`
+    for limit, text in short:  # limits are where rounding would give `100 ms` and `10.0 s`
         if seconds < limit:
             return text
     minutes, rest = divmod(round(seconds), 60)
@@ -11719,30 +11719,31 @@ def _local_time(moment: _datetime.datetime | None) -> str:
 
 
 def _when(moment: _datetime.datetime | None) -> str:
-    """A local time for people: 17:09:04 if it is today, else the day, and no seconds."""
+    """A local time for people: `17:09:04` if it is today, else with its day and without seconds."""
     text = _local_time(moment)
     return text[11:] if text.startswith(f"{_datetime.datetime.now():%Y-%m-%d} ") else text[:-3]
 
 
 def _ago(moment: _datetime.datetime | None) -> str:
-    """How long ago: 40 s, 5 min, 3 h, 2 d."""
+    """How long ago a moment was, such as `40 s ago`, in s, min, h or d; `none` for None."""
     if (seconds := _span(moment, _utcnow())) is None:
-        return "none"  # in the file: there may have been some, which `prune` deleted
+        return "none"  # rather than `never`: `prune` may have deleted some
     units = ((60, 1, "s"), (3600, 60, "min"), (2 * 86400, 3600, "h"), (math.inf, 86400, "d"))
     unit, name = next((unit, name) for limit, unit, name in units if seconds < limit)
     return f"{int(seconds // unit)} {name} ago"
 
 
 def _printed(text: str) -> str:
-    """Output as a terminal shows it in the end: of a line, what its last carriage return began."""
-    # For a bar below another tqdm goes down and up again. The end stays: more may follow it.
+    """Output as a terminal shows it in the end: of a line what follows its last carriage return."""
+    # Where tqdm redraws a lower bar it goes up and down again, and so stays on the line. The text's
+    # last character is left as it is, because the output may go on behind it.
     text = text[:-1].replace("\x1b[A\n", "\r") + text[-1:]
     lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
     return _clean("\n".join(lines))
 
 
 def _tail(text: str, count: int = 10) -> list[str]:
-    """The last lines of a task's output, made safe for a terminal, none of them endless."""
+    """The last `count` lines of an output, safe for a terminal, each of bounded length."""
     text = text.rstrip("\r\n")
     end = text[-100 * _LINE_SHOWN :]
     whole = end.partition("\n")[2] if len(end) < len(text) else end
@@ -11751,9 +11752,9 @@ def _tail(text: str, count: int = 10) -> list[str]:
 
 
 def _say(line: str, end: str = "\n") -> None:
-    """Write a line to standard error, if it can still be written to: nothing depends on it."""
+    """Write a line to standard error. If that fails, it is ignored: nothing depends on the line."""
     with contextlib.suppress(AttributeError, OSError, ValueError):
-        if sys.stderr is not None:  # as where it was closed
+        if sys.stderr is not None:  # for None `print` would write to standard output
             _print(f"{line}{end}", sys.stderr)
 
 
@@ -11762,13 +11763,13 @@ def _print(text: str, stream: Any = None) -> None:
 
 
 def _typed(*words: str) -> str:
-    """Words of a command as one types them."""
+    """Return words of a command as one types them in a shell, quoted where that is needed."""
     return " ".join(map(_quoted, words))
 
 
 def _quoted(word: str) -> str:
-    """Quote a word of a command. One that can't be shown as it is becomes `$'...'`, with bytes by
-    their octal numbers, which bash, zsh and ksh read."""
+    """Quote a word of a command. A word with characters that a terminal can't show becomes `$'...'`
+    with those bytes as octal numbers, which bash, zsh and ksh read."""
     if _clean(word) == word and not {"\n", "\t"} & {*word}:
         return shlex.quote(word)
     data = word.encode(errors="surrogateescape")
@@ -11777,8 +11778,8 @@ def _quoted(word: str) -> str:
 
 
 def _command(start: str, names: Sequence[str], options: Mapping[str, str]) -> str:
-    """A command to be pasted: one line, so that no id in a harmful file looks like another one, and
-    none that begins with a dash like an option."""
+    """Return a command to paste. It is one line, so that no id in a harmful file can look like a
+    second command; and no name or value that begins with a dash reads as an option."""
     words: list[str] = []
     for option, value in options.items():
         words += [f"{option}={value}"] if value[:1] == "-" else [option, value][: 1 + bool(value)]
@@ -11788,22 +11789,22 @@ def _command(start: str, names: Sequence[str], options: Mapping[str, str]) -> st
 
 
 def _python() -> str:
-    """The interpreter as one types it: `python3` if that is this one at a terminal, else a path."""
-    own = "" if _FROZEN else sys.executable or ""  # None inside of a program
+    """How to type this interpreter: as `python3` if that finds it at a terminal, else as a path."""
+    own = "" if _FROZEN else sys.executable or ""  # None where a program embeds Python
     found = shutil.which("python3") or ""
-    # Environments may link to one interpreter, and a folder may hold several: both must be equal.
-    same = all(of(found) == of(own) for of in (os.path.dirname, os.path.realpath))
-    return "python3" if not own or (same and _may_redraw(sys.stderr)) else _typed(own)
+    # Both must be equal: environments may link to one interpreter, and a folder may hold several.
+    is_own = all(of(found) == of(own) for of in (os.path.dirname, os.path.realpath))
+    return "python3" if not own or (is_own and _may_redraw(sys.stderr)) else _typed(own)
 
 
 def _own_command() -> str:
-    """How this module is started as a command, from any folder."""
+    """Return the command that starts this module's command line from any folder."""
     here, folders = os.path.abspath(__file__), [*site.getsitepackages(), site.getusersitepackages()]
     installed = any(here.startswith(f"{folder}{os.sep}") for folder in folders)
     if os.path.exists(here) and not installed:
         return f"{_python()} {_typed(here)}"
-    above = os.path.abspath(f"{here}/..{'/..' * __name__.count('.')}")
-    path = "" if installed or _FROZEN else f"PYTHONPATH={_typed(above)} "  # a zip
+    above = os.path.abspath(f"{here}/..{'/..' * __name__.count('.')}")  # of a module in a zip
+    path = "" if installed or _FROZEN else f"PYTHONPATH={_typed(above)} "
     return f"{path}{_python()} -m {__name__}"
 
 
