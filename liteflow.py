@@ -11700,7 +11700,7 @@ def _seconds_text(seconds: float | None) -> str:
     if seconds is None:
         return ""
     short = ((0.001, "<1 ms"), (0.095, f"{1000 * seconds:.0f} ms"), (9.95, f"{seconds:.1f} s"))
-    for limit, text in short:  # limits are where rounding would give `100 ms` and `10.0 s`
+    for limit, text in short:  # what is not below 9.95 would read `10.0 s`
         if seconds < limit:
             return text
     minutes, rest = divmod(round(seconds), 60)
@@ -11810,15 +11810,15 @@ def _own_command() -> str:
 
 # --- Showing: failures ----------------------------------------------------------------------------
 
-_REPORT_ROWS = 8  # of 80 columns, that the report of a run's only failure takes
-_MOST_TOLD = 10  # failures that are told one by one
-_FEW_TOLD = 3  # of them where there is little room, and of the reasons of one task
-# As of `_call_back`. It can match in one way alone: a line may say this thousands of times.
+_REPORT_ROWS = 8  # rows of 80 columns for the report of a run that has only one failure
+_MOST_TOLD = 10  # the most failures that are told one by one
+_FEW_TOLD = 3  # the same where there is little room; also the most reasons told of one task
+# What `_call_back` prints. There is no backtracking, as one line may hold this thousands of times.
 _CALLBACK_FAILED = r"liteflow: (on_[\w+]+_callback of (?:DAG|task) '[\w.-]+' failed: .*)"
 
 
 class _Failure:
-    """What is told of a failed instance and of those that failed alike: the same everywhere."""
+    """What reports and pages tell of a failed instance and of the others that failed alike."""
 
     def __init__(self, run: DagRun, seen: list[TaskInstance], alike: list[TaskInstance]) -> None:
         ti, *others = alike
@@ -11826,22 +11826,22 @@ class _Failure:
         tries = f", try {ti.try_number} of {ti.max_tries + 1}" if ti.max_tries > 0 else ""
         self.head = f"{_with_element(ti)} failed{tries}: {_last_line(ti.error)}"
         self.facts = _facts_of(ti.error or "")
-        self.follows = []  # who else failed, what did not run for it
+        self.follows = []  # which others failed, and what did not run because of this failure
         if others:
             is_mixed = len({_last_line(each.error) for each in alike}) > 1
-            said = f"{len(others)} more failed{', for other reasons, too' if is_mixed else ''}"
-            self.follows.append(f"{said}: {_few(map(_with_element, others))}")
+            how_many = f"{len(others)} more failed{', for other reasons, too' if is_mixed else ''}"
+            self.follows.append(f"{how_many}: {_few(map(_with_element, others))}")
         if blocked := _blocked_by(ti.task_id, seen):
             self.follows.append(f"not run for it: {_few(blocked)}")
         self.more = _command(f"{_own_command()} show", [run._name, ti._label], {"--db": run._path})
 
 
 def _failures_of(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Failure]:
-    """The first failures of a run. Those of a task for the same reason are told as one; once it has
-    `_FEW_TOLD` reasons, the last of these takes in all others."""
+    """Return the first `most` failures of a run. Instances of a task that failed for one reason are
+    one failure. A task has `_FEW_TOLD` at most, the last of which takes in all further reasons."""
     alike: dict[str, dict[str, list[TaskInstance]]] = {}
     failed = [ti for ti in instances if ti.state is _S.FAILED]
-    for ti in sorted(failed, key=lambda ti: str(ti.end_date)):  # what came first is the cause
+    for ti in sorted(failed, key=lambda ti: str(ti.end_date)):  # the earliest may be the cause
         reasons, reason = alike.setdefault(ti.task_id, {}), _last_line(ti.error)
         if reason not in reasons and len(reasons) == _FEW_TOLD:
             reason = [*reasons][-1]
@@ -11851,10 +11851,10 @@ def _failures_of(run: DagRun, instances: list[TaskInstance], most: int) -> list[
 
 
 def _facts_of(error: str) -> list[str]:
-    """What an exception says beside its reason: notes and further lines, the first members of a
-    group, its cause; and where it was raised."""
+    """Return what a traceback says beside the reason: the exception's further lines and notes, the
+    first members if it is a group, its cause, and the place where it was raised."""
     before, behind = _split_traceback(error)
-    # A line as `+---------------- 1 ----------------` stands above each member of a group.
+    # A line such as `+---------------- 1 ----------------` stands above each member of a group.
     notes, *members = re.split(r"^[ |]*\+[-+]+ \d+ -+\n", behind, flags=re.MULTILINE)
     lines = [line for line in notes.split("\n") if line.strip(" |+-")]
     facts = lines if len(lines) <= 2 else [*lines[:2], "..."]
@@ -11862,7 +11862,7 @@ def _facts_of(error: str) -> list[str]:
         text = re.sub(r"^ *(\| ?|\+-+$)", "", member, flags=re.MULTILINE).strip()
         facts.append(f"{n} of {len(members)}: {_own_line(text)}")
     cause = before.rpartition("\nThe above exception was the direct cause of")[0].strip()
-    cause = cause.removesuffix('"""').rstrip()  # as multiprocessing quotes that of a child
+    cause = cause.removesuffix('"""').rstrip()  # multiprocessing quotes a child's traceback by them
     facts += [f"caused by {_own_line(cause)}"] if cause else []
     if error.endswith("killed by SIGKILL"):  # a worker was
         facts.append("by somebody, or by the system, as it does when memory runs out")
@@ -11870,7 +11870,7 @@ def _facts_of(error: str) -> list[str]:
 
 
 def _own_line(text: str) -> str:
-    """The line in which a traceback's last exception says what it is, and where it was raised."""
+    """Return the type and message of a traceback's last exception, and where it was raised."""
     begins = r"^(?:.*Traceback \(most recent call last\):|The above .*:|During handling .*:)\n+"
     end = re.split(begins, text, flags=re.MULTILINE)[-1]
     own = re.search(r"^[\w.]+:\s*\n.*|^\S.*", end, re.MULTILINE)
@@ -11878,12 +11878,12 @@ def _own_line(text: str) -> str:
 
 
 def _said_once(error: str) -> str:
-    """A traceback without the last line, if that only says the reason again."""
+    """Return a traceback without its last line, if that only repeats the reason."""
     return error.rpartition("\n")[0] if _split_traceback(error)[1] else error
 
 
 def _own_output(run: DagRun, ti: TaskInstance) -> str:
-    """What a task printed itself, not its callbacks that failed."""
+    """Return a task's output without the messages about callbacks that failed."""
     return re.sub(rf"{_CALLBACK_FAILED}(?:\n    \| .*)*\n?", "", run.log(ti.task_id, ti.map_index))
 
 
@@ -11892,7 +11892,7 @@ def _with_element(ti: TaskInstance) -> str:
 
 
 def _blocked_by(task_id: str, instances: list[TaskInstance]) -> list[str]:
-    """What did not run because this task failed."""
+    """Return the labels of the instances that did not run because this task failed."""
     blocked = [ti for ti in instances if ti.state is _S.UPSTREAM_FAILED and ti.task_id != task_id]
     below = collections.defaultdict[str, set[str]](set)
     for ti in blocked:
@@ -11903,36 +11903,37 @@ def _blocked_by(task_id: str, instances: list[TaskInstance]) -> list[str]:
 
 
 def _report_of(run: DagRun, instances: list[TaskInstance]) -> list[str]:
-    """What failed in a run, and the commands that show more and that go on, for people."""
+    """Return lines for people: what failed in a run, and the commands that show more or go on."""
     failures, lines = _failures_of(run, instances, _MOST_TOLD), []
     for failure in failures:
         told = [failure.head, *(f"    {fact}" for fact in failure.facts)]
         follows = [f"    {line}" for line in failure.follows]
-        # For its output all is left but the two commands and the line that names the run.
+        # The rows that are left are for its output; 3 are for two commands and the run's name.
         room = _REPORT_ROWS - 3 - sum(1 + len(line) // 80 for line in told + follows)
         tail = _tail(_own_output(run, failure.ti), max(1, room) if len(failures) == 1 else 2)
         while len(tail) > 1 and sum(1 + len(line) // 74 for line in tail) > room:  # indented by 6
             del tail[0]
         lines += [*told, *(f"    | {line}" for line in tail), *follows, f"    more: {failure.more}"]
     lines += _other_trouble(run, instances, failures)
-    lines += [f"{said}: {command}" for said, command in _way_on(run, instances).items()]
+    lines += [f"{purpose}: {command}" for purpose, command in _way_on(run, instances).items()]
     return [_clean(line) for line in lines]
 
 
 def _way_on(run: DagRun, instances: list[TaskInstance]) -> dict[str, str]:
-    """The command that goes on with a run, by the words before it; empty if none is needed."""
+    """Return the command that goes on with a run, by its purpose in words; empty if none does."""
     if run.owner_alive or run.state is DagRunState.SUCCESS:
         return {}
     failed = any(ti.state is _S.FAILED for ti in instances)
-    said = "to go on once it is mended" if failed else "to go on"
+    purpose = "to go on once it is mended" if failed else "to go on"
     in_python = f"dag.run(run_id={run.run_id!r}, resume=True), in Python"
-    return {said: _script_command(run, {"--resume": ""}) or _clean(in_python)}
+    return {purpose: _script_command(run, {"--resume": ""}) or _clean(in_python)}
 
 
 def _other_trouble(run: DagRun, instances: list[TaskInstance], told: list[_Failure]) -> list[str]:
-    """What failed beside what is told, what was cut off in or between attempts, and callbacks."""
-    known = {id(ti) for failure in told for ti in (failure.ti, *failure.others)}
-    rest = [ti._label for ti in instances if ti.state is _S.FAILED and id(ti) not in known]
+    """Lines on failures that are not `told` yet, on instances that were cut off in an attempt or
+    between two, and on callbacks that failed."""
+    seen = {id(ti) for failure in told for ti in (failure.ti, *failure.others)}
+    rest = [ti._label for ti in instances if ti.state is _S.FAILED and id(ti) not in seen]
     cut = []
     for ti in instances:
         if ti._word == "interrupted" or (ti.state is _S.SKIPPED and ti._attempt_state == "failed"):
@@ -11944,21 +11945,21 @@ def _other_trouble(run: DagRun, instances: list[TaskInstance], told: list[_Failu
 
 
 def _failed_callbacks(run: DagRun) -> list[str]:
-    since = run._row.resumed_date  # not what failed before
+    since = run._row.resumed_date  # leaves out callbacks that failed before the last resume
     if since and not run._look(_select_begun, begun_since=since, limit=1):
         since = None  # the resume ran nothing: its callbacks print to the log of an older attempt
-    found = run._look(_select_callback_errors, begun_since=since, limit=_MOST_TOLD)
-    text = "\n".join(row.text for row in found)
-    failed = [*dict.fromkeys(re.findall(_CALLBACK_FAILED, text))]  # the last first
-    more = ["other callbacks failed, too: the logs tell"] if len(failed) > _FEW_TOLD else []
+    logs = run._look(_select_callback_errors, begun_since=since, limit=_MOST_TOLD)  # newest first
+    text = "\n".join(row.text for row in logs)
+    failed = [*dict.fromkeys(re.findall(_CALLBACK_FAILED, text))]
+    more = ["other callbacks failed, too: see the logs"] if len(failed) > _FEW_TOLD else []
     return failed[:_FEW_TOLD] + more
 
 
 def _is_of_package(file: str) -> bool:
-    """Whether a file imports relatively, or this module by a package: where `run` loads it, it has
-    no package, and would get another copy of the module."""
+    """Whether a file has relative imports, or imports this module from a package. `liteflow run`
+    can't load such a file: it has no package there, and would get a second copy of this module."""
     with contextlib.suppress(OSError), open(file, "rb") as source:
-        text = source.read(_TEXT_LIMIT)  # a harmful database may name any file
+        text = source.read(_TEXT_LIMIT)  # not all: a harmful database may name any file
         form = rb"^from\s+\.|^(from|import)\s+\S+\.liteflow\b"
         return re.search(form, text, re.MULTILINE) is not None
     return False
@@ -11967,7 +11968,7 @@ def _is_of_package(file: str) -> bool:
 def _script_command(run: DagRun, options: Mapping[str, str]) -> str:
     """The command that starts a run's script with options for this run; empty if there is none."""
     start, names = run._row.command or "", list[str]()
-    if start[:2] in ("", "--"):  # it was started in Python, perhaps with what these options give
+    if start[:2] in ("", "--"):  # the run was started in Python; of a command it has only options
         file = _load_dag(run.dag_id, run._path).fileloc or ""
         if not os.path.isfile(file) or _is_of_package(file):
             return ""

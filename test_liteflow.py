@@ -23288,7 +23288,7 @@ class FailureTest(ScriptCase):
         script.write_text(script.read_text().replace("_callback=None", f"_callback=[{tell}]"))
         text = self.python("my_flow.py", "-q").stderr
         self.assertIn("KeyError: 2 (", text)
-        self.assertIn("other callbacks failed, too: the logs tell", text)
+        self.assertIn("other callbacks failed, too: see the logs", text)
 
     def test_a_success_tells_of_a_callback_of_the_dag_that_failed(self):
         script = self.folder / "my_flow.py"
