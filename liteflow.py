@@ -12028,7 +12028,7 @@ class _Html(str):
 
 
 def _html(tag: str, *inside: object, **attributes: object) -> _Html:
-    """An element; its attributes are named as `class_` and `stroke_width`."""
+    """An element. In the names of its attributes `_` stands for `-`, and a last `_` for nothing."""
     named = ((name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items())
     words = [tag, *(f'{name}="{html.escape(_clean(value))}"' for name, value in named)]
     text = "".join(x if isinstance(x, _Html) else html.escape(_clean(x)) for x in inside)
@@ -12036,7 +12036,7 @@ def _html(tag: str, *inside: object, **attributes: object) -> _Html:
 
 
 def _html_page(title: str, *body: _Html) -> str:
-    """A whole page, which needs nothing beside it: no script, no other file, no network."""
+    """A whole page. It needs nothing else: no script, no other file, no network."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     made = _html("p", f"made {_local_time(_utcnow())} by liteflow {__version__}", class_="soft")
     return (
@@ -12063,18 +12063,18 @@ def _and_more(count: int) -> list[_Html]:
     return [_html("p", f"and {count} more")] if count > 0 else []
 
 
-_Knot = str | tuple[str, int]  # a box's task_id; or where an edge from it passes the n-th layer
+_Knot = str | tuple[str, int]  # a box's task_id; or a bend, where edges from it pass layer n
 _Link = tuple[_Knot, _Knot]
-_BOX_SIZE = 190, 42  # pixels, as all that follow
-_BOX_GAPS = 50, 14  # from layer to layer, and in a layer
-_TIMELINE = 230, 760, 20  # the width of its names and of its bars, the height of a row
-_MOST_DRAWN = 200  # boxes, beyond which they are folded, and bars, beyond which they are left out
-_PAGE_ROWS, _PAGE_CELLS = 500, 10_000  # of a table, and of a grid
-_MOST_RUNS = 50  # columns of a DAG's grid; and listed, unless another number is asked for
+_BOX_SIZE = 190, 42  # width and height, in pixels
+_BOX_GAPS = 50, 14  # pixels between two layers, and between two boxes of a layer
+_TIMELINE = 230, 760, 20  # pixels: the width of the names and of the bars, the height of a row
+_MOST_DRAWN = 200  # if there are more, boxes are folded, and further bars are left out
+_PAGE_ROWS, _PAGE_CELLS = 500, 10_000  # the most rows of a table, and cells of a grid
+_MOST_RUNS = 50  # the most columns of a DAG's grid, and runs that `runs` lists without --limit
 
 
 def _svg_graph(boxes: Sequence[_Box]) -> _Html:
-    """Boxes in layers from left to right, edges between them; many of a kind in one box."""
+    """Draw boxes in layers from left to right, and edges between them; see `_folded_boxes`."""
     boxes = _folded_boxes(boxes)
     layers, links = _layered(boxes)
     (wide, high), (apart, _) = _BOX_SIZE, _BOX_GAPS
@@ -12105,11 +12105,11 @@ def _svg_graph(boxes: Sequence[_Box]) -> _Html:
 
 
 def _folded_boxes(boxes: Sequence[_Box]) -> Sequence[_Box]:
-    """The boxes; of more than can be seen, one for all of a state and of about the same depth."""
+    """Return the boxes; if they are too many, one for all of a state and about the same depth."""
     if len(boxes) <= _MOST_DRAWN:
         return boxes
     depths = _depths(boxes)
-    step = 1 + max(depths.values()) // 20  # to some 20 layers
+    step = 1 + max(depths.values()) // 20  # so many layers become one, which leaves some 20
     kinds = {box.task_id: (depths[box.task_id] // step, box.style) for box in boxes}
     links = {(kinds[up], kinds[box.task_id]) for box in boxes for up in box.upstream if up in kinds}
     folded = []
@@ -12121,12 +12121,12 @@ def _folded_boxes(boxes: Sequence[_Box]) -> Sequence[_Box]:
 
 
 def _layered(boxes: Sequence[_Box]) -> tuple[list[list[_Knot]], dict[_Link, None]]:
-    """The boxes by depth, with the knots of edges that pass them; the edges from layer to layer."""
+    """Return the layers of boxes and bends, and the edges, cut into links from layer to layer."""
     depths, links = _depths(boxes), dict[_Link, None]()
     for box in boxes:
         for up in sorted(depths.keys() & {*box.upstream}):
             between = [(up, depth) for depth in range(depths[up] + 1, depths[box.task_id])]
-            # Edges of one box share their way.
+            # Edges from one box share their bends, so the dict drops what they have in common.
             links |= dict.fromkeys(itertools.pairwise([up, *between, box.task_id]))
     layers: list[list[_Knot]] = [[] for _ in range(max(depths.values(), default=0) + 1)]
     for knot in dict.fromkeys([*depths, *itertools.chain(*links)]):
@@ -12135,8 +12135,8 @@ def _layered(boxes: Sequence[_Box]) -> tuple[list[list[_Knot]], dict[_Link, None
 
 
 def _untangled(layers: Sequence[list[_Knot]], links: Iterable[_Link]) -> dict[_Knot, float]:
-    """Order each layer so that few edges cross, and give the place of each knot: swept down and up
-    twice, it goes near to the mean of its neighbours, apart from those beside it."""
+    """Order each layer so that few edges cross, and return each knot's height. Sweeps down and up
+    move a knot near the mean of its links' ends in the layer before, apart from those beside it."""
     above, below = (collections.defaultdict[_Knot, list[_Knot]](list) for _ in range(2))
     for a, b in links:
         above[b].append(a)
@@ -12149,7 +12149,7 @@ def _untangled(layers: Sequence[list[_Knot]], links: Iterable[_Link]) -> dict[_K
             layer.sort(key=wanted.__getitem__)
             low = -math.inf
             for knot in layer:
-                # A box takes its height and a gap, an edge that passes half of that.
+                # A box takes its height and a gap, a bend takes half of that.
                 half = (_BOX_SIZE[1] + _BOX_GAPS[1]) / (4 if isinstance(knot, tuple) else 2)
                 places[knot] = max(wanted[knot], low + half)
                 low = places[knot] + half
@@ -12159,7 +12159,7 @@ def _untangled(layers: Sequence[list[_Knot]], links: Iterable[_Link]) -> dict[_K
 
 
 def _svg_timeline(attempts: Iterable[TaskInstance]) -> _Html:
-    """When each attempt ran, and the waits for a retry: its name, its bar, and how long it took."""
+    """Draw a row for each attempt and each wait for a retry: its name, its bar, its duration."""
     bars = _bars(attempts, _TIMELINE_FOLD)
     if not bars:
         return _html("p", "nothing has started", class_="soft")
@@ -12176,8 +12176,8 @@ def _svg_timeline(attempts: Iterable[TaskInstance]) -> _Html:
         left = round(names + scale * (began - first), 1)
         width = round(max(2.0, scale * (line.seconds or 0)), 1)
         place = {"x": left, "y": n * row + (row - high) // 2, "width": width, "height": high}
-        said = filter(None, (line.label, line.state, _when(line.start), took))
-        title, bar = _html("title", ", ".join(said)), _html("rect", class_="box", **place)
+        facts = filter(None, (line.label, line.state, _when(line.start), took))
+        title, bar = _html("title", ", ".join(facts)), _html("rect", class_="box", **place)
         parts.append(_html("g", title, bar, class_=line.style))
         parts.append(_html("text", _shortened(_clean(line.label), 34), x=0, y=n * row + 14))
         parts.append(_html("text", took, x=left + width + 4, y=n * row + 14))
@@ -12212,7 +12212,7 @@ def _run_chip(run: DagRun) -> _Html:
 
 
 def _run_facts(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Html]:
-    """The head of what is said of a run: what it was, and what failed, `most` of it told."""
+    """The facts of a run, and at most `most` of its failures."""
     facts = {
         "run": run.run_id,
         "began": _local_time(run.start_date),
@@ -12225,17 +12225,17 @@ def _run_facts(run: DagRun, instances: list[TaskInstance], most: int) -> list[_H
         "reason": run.reason or "",
     }
     named = [(_html("span", f"{name} ", class_="soft"), x) for name, x in facts.items() if x]
-    said = [_html("p", name, text, class_="fact") for name, text in named]
-    return [*said, *_failure_sections(run, instances, most)]
+    parts = [_html("p", name, text, class_="fact") for name, text in named]
+    return [*parts, *_failure_sections(run, instances, most)]
 
 
 def _failure_sections(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Html]:
-    """What failed, told as in a report, with tracebacks and output folded away."""
+    """At most `most` failures as in a report, their tracebacks folded away, and how to go on."""
     parts, failures = [], _failures_of(run, instances, most)
     for failure in failures:
         told = [_html("p", line) for line in (_html("b", failure.head), *failure.facts)]
         others = [part for ti in failure.others[: most - 1] for part in _output_of(run, ti)]
-        told += _output_of(run, failure.ti)[1:]  # without its name, which stands above
+        told += _output_of(run, failure.ti)[1:]  # without the name, which stands in the head
         trace = _halves(_said_once(failure.ti.error or ""), 4000)
         told.append(_folded_away("traceback", _html("pre", trace)))
         told += [_html("p", line) for line in failure.follows]
@@ -12243,8 +12243,8 @@ def _failure_sections(run: DagRun, instances: list[TaskInstance], most: int) -> 
         parts.append(_html("section", *told, _html("pre", failure.more), class_="failed"))
     trouble = _other_trouble(run, instances, failures)
     parts += [_html("section", _html("p", line), class_="failed") for line in trouble]
-    for said, command in _way_on(run, instances).items():
-        parts.append(_html("section", _html("p", said), _html("pre", command)))
+    for purpose, command in _way_on(run, instances).items():
+        parts.append(_html("section", _html("p", purpose), _html("pre", command)))
     return parts
 
 
@@ -12255,7 +12255,7 @@ def _output_of(run: DagRun, ti: TaskInstance) -> list[_Html]:
 
 def _task_table(instances: list[TaskInstance]) -> _Html:
     lines = _lines_of(instances)
-    # Of very many, those that went well are left out first.
+    # If there are too many lines for a page, those of successes are left out first.
     kept = {id(x) for x in sorted(lines, key=lambda x: x.style == "success")[:_PAGE_ROWS]}
     rows = [x.cells(_chip(x.style, x.state)) for x in lines if id(x) in kept]
     table, more = _html_table(_HEADS, rows), _and_more(len(lines) - len(rows))
@@ -12263,8 +12263,8 @@ def _task_table(instances: list[TaskInstance]) -> _Html:
 
 
 def _dag_page(dag: Dag) -> str:
-    """A DAG's page: a grid with a column for each of its last runs, the newest first, below a bar
-    of its duration, and a row for each task; then the facts and failures of each run."""
+    """A DAG's page: facts and failures of the newest run; a grid with a row for each task and a
+    column for each of the last runs, on top of it a bar of its duration; then the other runs."""
     runs = dag.runs(limit=_MOST_RUNS)
     longest = max([run.duration or 0 for run in runs], default=0) or 1
     heads, sections = [_html("th", "")], []
@@ -12285,7 +12285,7 @@ def _dag_page(dag: Dag) -> str:
         dag.dag_id,
         _html("h1", dag.dag_id),
         _html("p", f"{dag.description or ''} (runs shown: {len(runs)})".strip()),
-        *itertools.chain(*sections[:1]),  # what is newest can be seen at once
+        *itertools.chain(*sections[:1]),  # the newest run, to be seen at once
         _html("div", _html("table", _html("tr", *heads), *rows, class_="grid"), class_="wide"),
         *_and_more(len(cells) - most),
         *itertools.chain(*sections[1:]),
@@ -12316,13 +12316,13 @@ def _file_page(path: str) -> str:
 
 
 def _markdown_of(run: DagRun, direction: str | None) -> str:
-    """A Markdown page of a run: what ran, its two diagrams, its tasks, the errors and logs."""
+    """A Markdown page of a run: its facts, two diagrams, its tasks, its errors and their logs."""
     instances = _seen_instances(run)
     when, took = _local_time(run.start_date), _seconds_text(run.duration)
-    said = [f"Run {run.run_id}", when, took, run.reason or ""]
+    facts = [f"Run {run.run_id}", when, took, run.reason or ""]
     parts = [
         f"# {_markdown(run.dag_id)}: {_markdown(_run_state(run))}\n",
-        f"{_markdown(', '.join(filter(None, said)))}: {_markdown(_counts_of(instances))}.\n",
+        f"{_markdown(', '.join(filter(None, facts)))}: {_markdown(_counts_of(instances))}.\n",
         _fenced(_draw(_run_boxes(instances), direction), "mermaid"),
     ]
     with contextlib.suppress(_UsageError):  # nothing has started
