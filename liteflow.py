@@ -12351,31 +12351,31 @@ _NO_TASKS = "there are no tasks: a @task function makes one when it is called in
 
 
 def _status_lines(snapshot: _Snapshot, width: int, rows: int, color: bool) -> list[str]:
-    """A bar, the counts, and what runs for how long, in at most so many rows."""
+    """Return the status: a bar, the counts, and the tasks that have run longest, in `rows` rows."""
     counts, running, seconds = snapshot
     total = sum(counts.values())
     ended = sum(counts.get(state, 0) for state in _ENDED)
-    size = max(10, min(40, width - 40))  # of the bar; some 40 columns are for the text behind it
+    size = max(10, min(40, width - 40))  # columns of the bar; some 40 are for the text behind it
     done = size * ended // total if total else size
     bar = f"[{'=' * done}{'>' if done < size else ''}{' ' * (size - done - 1)}]"
     lines = [f"{bar} {ended}/{total} tasks, {_seconds_text(seconds)}"]
     lines.append(_counts_text(counts, "to come", color))
     longest = sorted(running, key=operator.itemgetter(1), reverse=True)
-    room = max(1, min(rows - 3, 8))  # below the two lines, above the cursor's
+    room = max(1, min(rows - 3, 8))  # 3 rows are for the bar, the counts and the cursor
     shown = longest if len(longest) <= room else longest[: room - 1]
-    told = [(_shortened(_clean(x), width - 16), n) for x, n in shown]  # its time has room, too
-    lines += [f"  {_paint(x, 'running', color)}  {_seconds_text(n)}" for x, n in told]
+    cut = [(_shortened(_clean(x), width - 16), n) for x, n in shown]  # 16 columns are for the time
+    lines += [f"  {_paint(x, 'running', color)}  {_seconds_text(n)}" for x, n in cut]
     lines += [f"  ... and {len(longest) - len(shown)} more"] if len(shown) < len(longest) else []
     return lines
 
 
 class _LogLines:
-    """Output of several tasks on standard output: `prefix` stands before each of its lines,
-    `head` above what comes of one task, both with `{}` for the task's name."""
+    """Writes the output of several tasks to standard output, with `prefix` before each line, and
+    `head` above the output of another task than before; in both `{}` stands for the task's name."""
 
     def __init__(self, prefix: str, raw: bool = False) -> None:
         self.head, self._prefix, self._raw = "", prefix, raw
-        self._last_label, self._ended = "", True  # of the last output; whether its line was ended
+        self._last_label, self._ended = "", True  # the last task's; whether its line was ended
 
     def add(self, label: str, text: str) -> None:
         label, text = _clean(label), text if self._raw else _printed(text)
@@ -12394,51 +12394,51 @@ class _LogLines:
 
 
 class _Progress:
-    """Tells what happens in a run: to the `liteflow` logger, and to `progress` (True: to standard
-    error, on a terminal with a status below); with `logs`, what tasks print to standard output."""
+    """Tells the `liteflow` logger and `progress` what happens in a run (True: standard error, on a
+    terminal with a status below). With `logs`, what tasks print goes to standard output."""
 
-    snapshot: Callable[[], _Snapshot]  # the run as it is when it is called
+    snapshot: Callable[[], _Snapshot]  # reads how the run is now
 
     def __init__(self, progress: bool | Callable[[str], object], logs: bool = False) -> None:
         self._say = _say if progress is True else progress or str  # str: a call without effect
         self._color = progress is True and _may_color(sys.stderr)
         self._logs = _LogLines("{} | ") if logs else None
-        # Logs that go through a pipe to the same terminal would be drawn over.
+        # Logs in a pipe may end up on the same terminal, where the status would be drawn over them.
         apart = not logs or _may_redraw(sys.stdout)
         self.redraws = progress is True and apart and _may_redraw(sys.stderr)
-        self._drawn, self._lines = 0, list[str]()  # how many stand there; the status, as last read
-        self._next = self._rests = 0.0  # before these it is not drawn again, nor read
+        self._drawn, self._lines = 0, list[str]()  # lines on the terminal; the status as last read
+        self._next = self._rests = 0.0  # when the status may be drawn again, and read again
         self._listens = bool(progress) or _log().isEnabledFor(20)  # INFO
         self._changes: list[tuple[_Instance, TaskInstanceState | None, str]] = []
-        self._ends: dict[_Instance, str] = {}  # of long logs, as they were last written
-        self._whose = ""  # names the run, as a service's log tells of many at once
+        self._ends: dict[_Instance, str] = {}  # the ends of long logs, as they were last recorded
+        self._whose = ""  # names the run in the logger's lines, as a service has many runs at once
         self._slowest: list[tuple[float, str]] = []
 
     def mute(self) -> None:
-        """Tell nothing more but to the logger: nobody reads it."""
+        """Tell only the logger from now on, because nobody reads the rest."""
         self._say, self._logs, self.redraws, self._drawn = str, None, False, 0
 
     def tell(self, line: str, state: str | None = None) -> None:
         line = _clean(line)
         self.clear()
         self.output()
-        _log().info("%s%s", self._whose, line)  # perhaps on the same terminal
+        _log().info("%s%s", self._whose, line)  # below `clear`: it may be the same terminal
         try:
             self._say(_paint(line, state, self._color))
-        except Exception as error:  # whatever the program's function raises: a run outlives that
+        except Exception as error:  # the program's function may raise anything: the run goes on
             self.mute()
-            _log().warning("%sprogress= hears no more: it raised %s", self._whose, _brief(error))
+            _log().warning("%sprogress= was dropped: it raised %s", self._whose, _brief(error))
 
     def output(self, label: str = "", text: str = "") -> None:
         """Show what a task printed; without arguments, end the line that it left open."""
         if self._logs is not None:
             if text:
                 self.clear()
-            with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+            with contextlib.suppress(OSError, ValueError):  # nobody reads standard output any more
                 self._logs.add(label, text)
 
     def status(self) -> None:
-        """Draw the run as it is now in place of what was drawn before, if it is time."""
+        """Draw the status anew, in place of the one on the terminal, if it is time."""
         began = _monotonic()
         if not self.redraws or began < self._next:
             return
@@ -12447,19 +12447,19 @@ class _Progress:
             columns, rows = os.get_terminal_size(sys.stderr.fileno())
         width, rows = columns or 80, rows or 24  # 0: the terminal does not tell
         self.output()
-        if began >= self._rests:  # else it stands again as it was, below what has been told
+        if began >= self._rests:  # else the same status is drawn below what has been told since
             lines = _status_lines(self.snapshot(), width, rows, self._color)
             self._lines = [_fit(line, width - 1) for line in lines]
             now = _monotonic()
-            self._rests = now + 10 * (now - began)  # it takes a tenth of the time at most
+            self._rests = now + 10 * (now - began)  # reading takes a tenth of the time at most
         self.clear(self._lines)
         self._next = max(self._rests, _monotonic() + _REDRAW)
 
     def clear(self, lines: Sequence[str] = ()) -> None:
-        """Take the status away, so that others write where it was; or draw these lines there."""
+        """Erase the status, so that something else can be written there; then draw `lines`."""
         text = "".join(f"{line}\n" for line in lines)
         if self._drawn:
-            # Line by line: some terminals keep what is cleared as a whole, and would fill with it.
+            # Line by line, since some terminals put what is cleared as a whole into their history.
             up = f"\x1b[{self._drawn}A"
             text = f"{up}\r" + "\x1b[2K\n" * self._drawn + up + text
         self._drawn, self._next = len(lines), 0.0
@@ -12475,35 +12475,35 @@ class _Progress:
             self.tell(_NO_TASKS)
 
     def changed(self, instance: _Instance, error: str | None = None, took: float = 0.0) -> None:
-        """An instance's state changed, which `committed` tells; `took`: seconds, if it ran."""
+        """Note an instance's new state for `committed` to tell; `took`: seconds of an ended try."""
         if not self._listens:
             return
         state = instance.state
-        said = [f"{_datetime.datetime.now():%H:%M:%S}", instance.label, state or "interrupted"]
-        said += [f"try {instance.try_number}"] if instance.try_number > 1 else []
+        words = [f"{_datetime.datetime.now():%H:%M:%S}", instance.label, state or "interrupted"]
+        words += [f"try {instance.try_number}"] if instance.try_number > 1 else []
         if took:
-            # Each once: a sensor ends at each poke.
+            # Each instance once, with its longest time: a sensor has an end at each poke.
             longest = {label: n for n, label in sorted([*self._slowest, (took, instance.label)])}
             self._slowest = [(n, label) for label, n in longest.items()][-3:]
-            said.append(_seconds_text(took))
+            words.append(_seconds_text(took))
         if state is not _S.SUCCESS and error:
-            said.append(f"({_last_line(error)})")
-        self._changes.append((instance, state, "  ".join(said)))
+            words.append(f"({_last_line(error)})")
+        self._changes.append((instance, state, "  ".join(words)))
 
     def committed(self, logs: _Output) -> None:
-        """What happened in a turn is recorded: tell it, with what tasks printed."""
+        """Tell what happened in a turn, once it is recorded, and show what the tasks printed."""
         for attempt, part, text in logs if self._logs is not None else ():
             if part == _TAIL_PART:
                 self._ends[attempt.instance] = text
             else:
                 self.output(attempt.instance.label, text)
         changes, self._changes = self._changes, []
-        for instance, state, said in changes:
+        for instance, state, line in changes:
             if state is not _S.RUNNING and instance in self._ends:
                 self.output(instance.label, self._ends.pop(instance))
-            # On a terminal the status tells what runs; elsewhere every change is a line.
+            # Where a status shows what runs, only bad news is a line; elsewhere each change is.
             if state in (_S.FAILED, _S.UP_FOR_RETRY, None) or not self.redraws:
-                self.tell(said, state)
+                self.tell(line, state)
         self.status()
 
     def ended(self, run: DagRun) -> None:
@@ -12511,14 +12511,14 @@ class _Progress:
             return
         why = f" ({run.reason})" if run.reason else ""
         counts: dict[str, int] = {}
-        with contextlib.suppress(RunNotFound):  # its callback may have deleted it
+        with contextlib.suppress(RunNotFound):  # the DAG's callback may have deleted the run
             counts = run._look(_select_run_counts)
-            if "none" in counts:  # or was it cut off? its attempt tells
+            if "none" in counts:  # some of these may be interrupted, which only their attempts say
                 counts = collections.Counter(ti._word for ti in run._instances())
-        each = _counts_text(counts) or "no tasks"
+        text = _counts_text(counts) or "no tasks"
         if run.state is DagRunState.SUCCESS and "failed" in counts:
-            each += "; no leaf of the graph failed"
-        self.tell(f"run {run.state}{why} after {_seconds_text(run.duration)}: {each}", run.state)
+            text += "; no leaf of the graph failed"
+        self.tell(f"run {run.state}{why} after {_seconds_text(run.duration)}: {text}", run.state)
         ranked = sorted(self._slowest, reverse=True)
         if slowest := [f"{label} {_seconds_text(n)}" for n, label in ranked if n >= 1]:
             self.tell(f"slowest: {', '.join(slowest)}")

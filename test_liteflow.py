@@ -14346,7 +14346,7 @@ class RunTest(Case):
         with self.assertLogs("liteflow", "WARNING") as logged:
             run = self.run_flow(flow, progress=hang_up)
         self.assertEqual((run.state, len(lines), len(logged.output)), ("success", 1, 1))
-        self.assertIn("progress= hears no more: it raised ConnectionError: gone", logged.output[0])
+        self.assertIn("progress= was dropped: it raised ConnectionError: gone", logged.output[0])
 
     def test_progress_goes_where_it_is_asked_to(self):
         lines = []
