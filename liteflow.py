@@ -12563,29 +12563,29 @@ if __name__ == "__main__":
 
 
 def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
-    """Run a command, and return its exit code; what went wrong is a sentence on standard error. A
-    function that it returns is called last, and may raise: a debugger is to see that."""
+    """Run a command and return its exit code; an expected error becomes a line on standard error.
+    If `act` returns a function, that is called last, and may raise: a debugger is to see that."""
     code: int | Callable[[], int] = 0
     try:
         code = act()
     except KeyboardInterrupt:
         code = 130
-    except SystemExit as end:  # by a signal; a script's own handler may say why, in place of a code
+    except SystemExit as end:  # of a signal; a script's own handler may give a text, not a code
         why = 0 if end.code is None else end.code
         code = why if isinstance(why, int) else functools.partial(sys.exit, why)
-    except BrokenPipeError:  # its reader has seen enough
+    except BrokenPipeError:  # whoever reads the output has seen enough
         pass
     except (AirflowException, OSError) as error:
         _say(f"liteflow: error: {_clean(error)}")
-        known = ((DatabaseError, 3), (AlreadyRunning, 75), (AirflowException, 2), (OSError, 1))
-        code = next(number for kind, number in known if isinstance(error, kind))
+        codes = ((DatabaseError, 3), (AlreadyRunning, 75), (AirflowException, 2), (OSError, 1))
+        code = next(number for kind, number in codes if isinstance(error, kind))
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (AttributeError, ValueError):  # None, or closed
             pass
         except OSError as error:
-            # The interpreter must not try again at its end: it would change our exit code.
+            # The interpreter must not flush again at its end: a failure would change our exit code.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             if stream is sys.stdout and not isinstance(error, BrokenPipeError):
                 _say(f"liteflow: error: the output can't be written: {error.strerror}")
@@ -12594,18 +12594,19 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
 
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
-    """Be the command of a DAG's script: its help calls it `name`, `command` starts it again."""
+    """Run the command line of a DAG's script: its help calls it `name`, `command` restarts it."""
     name = os.path.basename(sys.argv[0]) or "workflow"
-    if name.endswith((".py", ".pyz")) or os.path.isdir(sys.argv[0]):  # no shell finds it by that
+    if name.endswith((".py", ".pyz")) or os.path.isdir(sys.argv[0]):  # a shell can't start these
         name = f"python3 {_typed(sys.argv[0])}"
     file, module = _script()
     start = sys.executable if _FROZEN else sys.argv[0]
     words = [os.path.abspath(start)] if os.path.exists(start) else []
-    if module and file == sys.argv[0]:  # not so for a folder, a zip, a profiler
+    if module and file == sys.argv[0]:  # by `python3 -m`; they differ for a folder, zip or profiler
         words = ["-m", module.removesuffix(".__main__")]
         name = f"python3 {_typed(*words)}"
     own = len(sys.argv) - len(argv or ())
-    if words and argv is not None and sys.argv[own:] == [*argv]:  # after a subcommand's name
+    # The script's own words before `argv`, such as a subcommand's name, belong to its command.
+    if words and argv is not None and sys.argv[own:] == [*argv]:
         words += sys.argv[1:own]
         name = " ".join([name, *map(_quoted, sys.argv[1:own])])
     command = _typed(*words) if _FROZEN or not words else f"{_python()} {_typed(*words)}"
@@ -12618,19 +12619,19 @@ def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
 def _params_text(dag: Dag) -> str:
     """The DAG's params for its --help: names, defaults, descriptions."""
     rows = []
-    for name, found in dag.params.items():
-        param = found if isinstance(found, Param) else Param(found)
+    for name, value in dag.params.items():
+        param = value if isinstance(value, Param) else Param(value)
         default = "" if param.default is ... else _shown(param.default, 40, json.dumps)
         rows.append(f"  {name}={default}  {param.description or ''}".rstrip())
     text = _clean("\n".join(["\n\nparams, for -p:", *rows]))
-    return text.replace("%", "%%") if rows else ""  # argparse fills in what % names
+    return text.replace("%", "%%") if rows else ""  # for argparse, which formats the text by %
 
 
 def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int | Callable[[], int]:
-    """Run the DAG, or with --task return what runs one task of a recorded run in this process with
-    its recorded inputs; `command` starts the same program again, from this folder."""
+    """Run the DAG; or with --task, return a function that runs one task of a recorded run in this
+    process, with its recorded inputs. `command` starts the same program again, in this folder."""
     if options.task is None:
-        path = os.environ.get("PYTHONPATH")  # where modules are: a crontab may set it, a shell not
+        path = os.environ.get("PYTHONPATH")  # a crontab may set it, where the user's shell does not
         own = f"PYTHONPATH={_typed(path)} {command}" if path else command
         with contextlib.suppress(FileNotFoundError):  # the folder was removed
             command = command and f"cd {_typed(os.getcwd())} && {own}"
@@ -12644,19 +12645,19 @@ def _run_or_debug(dag: Dag, options: argparse.Namespace, command: str) -> int | 
 
 
 def _debug(execution: _Execution) -> int:
-    """Run one task, and print what it gave; what else it raises passes."""
+    """Run one task in this process, and print its result, skip or wait; other errors pass on."""
     label = _label_of(execution.task_id, execution.map_index)
     if execution.task.execution_timeout is not None:
         _say(f"note: the execution_timeout of {label!r} does not apply here")
     try:
         result = _as_running(execution, _run_hooked, execution, contextlib.nullcontext())
-        _store_result(execution, result)  # which may refuse it, as in a worker
+        _store_result(execution, result)  # raises for a result that a worker would refuse, too
         print(f"{label} returned {result!r}")
     except AirflowSkipException as skip:
         print(f"{label} skipped: {skip}".removesuffix(": "))
     except AirflowRescheduleException as later:
         wait = _seconds_text(_span(_utcnow(), later.reschedule_date))
-        print(f"{label} waits: it would go on after {wait}")
+        print(f"{label} waits: in a run it would be called again after {wait}")
     return 0
 
 
@@ -12677,9 +12678,9 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
         given = {name: _given(dag, name, text) for name, text in options.param}
         options.conf = {**(options.conf or {}), **given}
     _refuse_strange_keys(dag, options)
-    if any(map(_shows_here, _log().root.handlers)):  # else all would be said twice
+    if any(map(_shows_here, _log().root.handlers)):  # else each line would be there twice
         _log().propagate = False
-    if options.quiet and not dag.task_dict:  # or cron would never hear of the slip
+    if options.quiet and not dag.task_dict:  # even so: or cron would never report the slip
         _say(f"DAG {dag.dag_id!r}: {_NO_TASKS}")
     same = "run_id logical_date conf max_workers wait logs".split()
     try:
@@ -12709,7 +12710,8 @@ def _show_graph(dag: Dag) -> int:
 
 
 def _execute_and_tell(asked: _Run, options: argparse.Namespace) -> int:
-    """Execute the run and tell how it ended, also if that was by a signal; return the exit code."""
+    """Execute the run, tell how it ended, and return the exit code. An end by a signal or an error
+    is told, too, and raised again."""
     try:
         run = asked.execute()
     except (KeyboardInterrupt, SystemExit, AirflowException, OSError) as end:
@@ -12718,33 +12720,33 @@ def _execute_and_tell(asked: _Run, options: argparse.Namespace) -> int:
             text = why if isinstance(why, AirflowException) else _traceback(why)
             _say(f"liteflow: error: {_clean(text)}")
         if asked.has_begun:
-            with contextlib.suppress(AirflowException):  # it can't even be read
+            with contextlib.suppress(AirflowException):  # the run can't even be read
                 _tell_end(_read_run(asked.path, asked.dag.dag_id, asked.run_id), options)
         raise
-    if asked.has_begun or not options.quiet:  # else it was a success already, and told as one
+    if asked.has_begun or not options.quiet:  # else the run was a success before: nothing is new
         _tell_end(run, options)
     return int(run.state is not DagRunState.SUCCESS)
 
 
 def _shows_here(handler: Any) -> bool:
-    """Whether a logging handler writes where the command line does: as those without a stream do
-    (Rich's, Loguru's); of those in `logging.handlers` only a queue whose listener does so."""
+    """Whether a logging handler writes to standard output or error. One without a stream (Rich's,
+    Loguru's) is taken to; of `logging.handlers` only a queue does whose listener has such a one."""
     queued = getattr(getattr(handler, "listener", None), "handlers", None)
-    if queued is not None:  # as dictConfig makes them
+    if queued is not None:  # dictConfig gives a QueueHandler its listener
         return any(map(_shows_here, queued))
     far = "logging.handlers" in [kind.__module__ for kind in type(handler).__mro__]
     return not far and getattr(handler, "stream", sys.stderr) in (sys.stderr, sys.stdout)
 
 
 def _given(dag: Dag, name: str, text: str) -> Any:
-    """The value of a --param: read as JSON, or the text itself if it is none, or one is wanted."""
+    """The value of a --param: its text read as JSON, unless it is no JSON or a text is declared."""
     declared = [dict(x) for x in (dag.params, *(task.params for task in dag.tasks)) if name in x]
     params = [x[name] if isinstance(x[name], Param) else Param(x[name]) for x in declared]
     kinds = [x.schema.get("type", isinstance(x.default, str) and "string") for x in params]
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        for param in params:  # the text `no`, or `False`, would count as true
+        for param in params:  # as a text, `no` or `False` would count as true
             if not param.schema and isinstance(param.default, (bool, int, float, list, dict)):
                 like = f"JSON, as its default {json.dumps(param.default)} is, found {_shown(text)}"
                 raise _UsageError(f"--param {name}: the value must be {like}") from None
@@ -12759,15 +12761,15 @@ def _tell_end(run: DagRun, options: argparse.Namespace) -> None:
         _say(_clean(f"run {run.run_id} of DAG {run.dag_id!r} failed: {run.reason or 'see below'}"))
     if failed or not options.quiet:  # tasks may have failed in a run that is a success
         lines = _report_of(run, _seen_instances(run))
-    else:  # one that was to tell of a run whose scheduler was killed, say
+    else:  # such a callback may have been to report a run whose scheduler was killed
         lines = [_clean(f"{run._name}: {line}") for line in _failed_callbacks(run)]
     for line in lines:
         _say(line)
 
 
 def _refuse_strange_keys(dag: Dag, options: argparse.Namespace) -> None:
-    """Refuse unknown names in --conf and --pool: a slip of the pen would change what runs. A DAG
-    without params takes any conf, as in Airflow; so does `Dag.run`."""
+    """Refuse unknown names in --conf, --param and --pool, because what runs would not be what was
+    meant. A DAG without params takes any conf, as in Airflow; so does `Dag.run`."""
     params = {*dag.params, *(name for task in dag.tasks for name in task.params)}
     pools = {"default_pool", *(task.pool for task in dag.tasks)}
     conf = options.conf if params else None
@@ -12786,20 +12788,21 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
     main_module.__file__ = path
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main_module
     above = (x for x in pathlib.Path(path).parents if not (x / "__init__.py").is_file())
-    sys.path[:0] = dict.fromkeys([os.path.dirname(path), str(next(above, ""))])  # of its package
+    # The file's own folder, and the one that holds its package, if it is in one.
+    sys.path[:0] = dict.fromkeys([os.path.dirname(path), str(next(above, ""))])
     sys.argv = [path]
     try:
         exec(compile(_bytes_of(path), path, "exec", dont_inherit=True), vars(main_module))
     except (Exception, SystemExit) as error:
-        # The user's file may raise anything; it is shown whole.
+        # The user's file may raise anything; the traceback is shown whole.
         raise _UsageError(f"{path} can't be loaded:\n{_said_once(_traceback(error))}") from None
     _name_as_main(main_module)
     dags = {dag.dag_id: dag for dag in _kept_dags}
-    # Else what it has imported: a file of Airflow's has that, too.
+    # A file that builds no DAG has those that it imported, as in Airflow.
     imported = [x for x in vars(main_module).values() if isinstance(x, Dag)]
     dags = dags or {x.dag_id: x for x in imported if not isinstance(x, _RecordedDag)}
     if not dags:
-        how = "build it at its top level (a `@dag` is to be called), not below its main guard"
+        how = "build one at its top level (call the `@dag` function), not below its main guard"
         if elsewhere := sorted({dag.fileloc for dag in _built.values() if dag.fileloc}):
             how = f"name the file that does: {', '.join(elsewhere)}"
         classes = {type(x).__name__: type(x).__module__ for x in vars(main_module).values()}
@@ -12810,7 +12813,7 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
         raise _UsageError(f"{path} defines no DAG {options.dag!r}{_near(options.dag, dags)}")
     if options.dag is None and len(dags) > 1:
         raise _UsageError(f"{path} defines {len(dags)} DAGs ({_few(dags, 20)}): name one")
-    # In a package this module goes by its full name, by which the file may import it, too.
+    # If this module is part of a package, the file may import it by its full name: so does this.
     own = f"{_python()} -m {__name__}" if "." in __name__ else _own_command()
     chosen, which = dags[options.dag or next(iter(dags))], filter(None, [options.dag])
     return _run_or_debug(chosen, options, f"{own} {_typed('run', path, *which)}")

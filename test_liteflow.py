@@ -21332,7 +21332,7 @@ class CommandLineTest(ScriptCase):
             2, "run", "two.py", words=["no DAG", "name the file that does", "/my_flow.py"]
         )
         (self.folder / "uncalled.py").write_text("from liteflow import dag\n@dag\ndef f(): 1")
-        self.assert_exit(2, "run", "uncalled.py", "f", words=["(a `@dag` is to be called)"])
+        self.assert_exit(2, "run", "uncalled.py", "f", words=["(call the `@dag` function)"])
         (self.folder / "ends.py").write_text("import sys\nsys.exit('early')")
         self.assertRegex(self.command("run", "ends.py").stderr, r"\ncalled sys.exit\('early'\)")
         for words in (["runs", "--limit"], ["prune", "--dry-run", "--keep"]):
