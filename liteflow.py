@@ -12826,8 +12826,8 @@ def _cmd_scaffold(options: argparse.Namespace) -> None:
 # --- Command line: looking ------------------------------------------------------------------------
 
 _POLL = 0.5  # seconds between two looks at a live run
-_SHORTEST_PART = 4  # characters of a run's id that may stand for it; fewer fit one by chance
-_PARTS_READ = 100  # of logs at a time, half a megabyte each at most
+_SHORTEST_PART = 4  # the least characters that may stand for a run's id: fewer fit by chance
+_PARTS_READ = 100  # the most parts of logs to read at a time, half a megabyte each at most
 # What `--json` prints of an instance, and of an attempt.
 _INSTANCE_NAMES = """task_id map_index element state try_number max_tries start_date end_date
     duration error upstream_task_ids"""
@@ -12839,7 +12839,7 @@ def _print_json(what: object) -> None:
 
 
 def _document(of: Any, names: str, **more: Any) -> dict[str, Any]:
-    """What `--json` prints of a run, a task instance or a row: the attributes that are named."""
+    """What `--json` prints of a run, an instance or a row: attributes by `names`, and `more`."""
     return {**{name: getattr(of, name) for name in names.split()}, **more}
 
 
@@ -12849,23 +12849,23 @@ def _run_document(run: DagRun) -> dict[str, Any]:
 
 
 def _chosen_run(path: str, name: str | None) -> DagRun:
-    """The run that a command names: a DAG's id (its newest), `DAG/RUN`, or a part of a run id or of
-    the local time when it began; None: the newest of all. Raises RunNotFound unless one fits."""
+    """Return the run that a command names: by a DAG's id (its newest), `DAG/RUN`, or a part of the
+    run's id or local start time; None: the newest of all. Raises RunNotFound unless one fits."""
     exact = _read_runs(path, name, limit=1) or _read_runs(path, None, named=name or "")
-    exact = [run for run in exact if run._name == name] or exact  # a run id may look like that, too
+    exact = [run for run in exact if run._name == name] or exact  # a run id may have a slash, too
     if len(exact) == 1:
         return exact[0]
     known, name = _read(path, _select_run_ids), name or ""
-    fits = {(run.dag_id, run.run_id): name for run in exact}  # and the part by which they do
+    fits = {(run.dag_id, run.run_id): name for run in exact}  # ids of runs: the part that fits
     for row in () if exact else known:
         part = name.removeprefix(f"{row.dag_id}/")
-        # There may be many runs: a time is worked out only for what can be a part of one.
+        # There may be many runs: their time is worked out only if it can contain the part.
         when = "" if part.strip("0123456789-: ") else _local_time(_moment(row.start_date))
         if part and part in f"{row.run_id} {when}":
             fits[row.dag_id, row.run_id] = part
-    for found, part in fits.items() if len(fits) == 1 else ():
+    for ids, part in fits.items() if len(fits) == 1 else ():
         if len(part) >= _SHORTEST_PART:
-            return _read_run(path, *found)
+            return _read_run(path, *ids)
     if fits:
         runs = "a run" if len(fits) == 1 else f"{len(fits)} runs"
         how = f"name one as DAG/RUN, or by {_SHORTEST_PART} letters or more that no other has"
@@ -12899,13 +12899,13 @@ def _cmd_visualize(options: argparse.Namespace) -> None:
 def _tell_if_large(diagram: str) -> None:
     edges = diagram.count(" -->")
     if edges > _MAX_EDGES or len(diagram) > _MAX_TEXT:
-        found = f"the diagram has {edges} edges and {len(diagram):,} characters"
+        size = f"the diagram has {edges} edges and {len(diagram):,} characters"
         most = f"more than {_MAX_EDGES} and {_MAX_TEXT:,} unless configured otherwise"
-        _say(f"liteflow: {found}; Mermaid's renderers refuse {most}")
+        _say(f"liteflow: {size}; Mermaid's renderers refuse {most}")
 
 
 def _write_output(text: str, options: argparse.Namespace) -> None:
-    """Write a text to the file that --output names, else, or if that is `-`, to standard output."""
+    """Write a text to the file that --output names; without it, or for `-`, to standard output."""
     output = options.output
     if output in (None, "-"):
         return _print(text)
@@ -12919,15 +12919,15 @@ def _write_output(text: str, options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def _writing(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path to write to; that file takes the target's place once it is whole, so that others read
-    the old one or the new one. A pipe or a device is written to itself; a link is followed."""
-    real = pathlib.Path(os.path.realpath(target))  # a link in a circle is its own target
+    """Give a path for a new file, which replaces the target once it is whole, so that readers find
+    the old one or the new one. A pipe or a device is itself given; a link is followed."""
+    real = pathlib.Path(os.path.realpath(target))  # of links in a circle, one of them
     coming = pathlib.Path(f"{real}.{os.urandom(4).hex()}")
     try:
         if target.exists() and not target.is_file():
             yield target
         else:
-            with contextlib.suppress(FileNotFoundError):  # never more open than what it replaces
+            with contextlib.suppress(FileNotFoundError):  # never readable to more than the old file
                 coming.touch(os.stat(target).st_mode & 0o777, exist_ok=False)
                 shutil.copymode(target, coming)
             yield coming
@@ -12935,7 +12935,7 @@ def _writing(target: pathlib.Path) -> Iterator[pathlib.Path]:
     except OSError as error:
         raise _UsageError(f"{target} can't be written: {error.strerror}") from None
     finally:
-        with contextlib.suppress(OSError):  # it took its place, or was never there
+        with contextlib.suppress(OSError):  # it is not there, unless the writing was cut off
             coming.unlink()
 
 
@@ -12974,8 +12974,8 @@ def _cmd_list(options: argparse.Namespace) -> int:
 
 
 def _trouble_of(path: str, dag: Mapping[str, Any], since: str | None) -> str | None:
-    """Why a DAG is in trouble, or None: its newest run is no success, or none was one `since` then.
-    Of a run that is under way nothing is known yet: the one before it counts."""
+    """Return why a DAG is in trouble, or None: its newest run is no success, or there has been no
+    success since the moment `since`. A live run is passed over, as its end is not known yet."""
     runs = _read_runs(path, dag["dag_id"], latest_of=dag["dag_id"])
     ended = next((run for run in runs if not run.owner_alive), None)
     if ended is not None and ended.state is not DagRunState.SUCCESS:
@@ -12989,20 +12989,20 @@ def _trouble_of(path: str, dag: Mapping[str, Any], since: str | None) -> str | N
 def _cmd_runs(options: argparse.Namespace) -> None:
     documents, rows, state = [], [], options.state
     most = _MOST_RUNS if options.limit is None else options.limit
-    # A run that reads `running`, and nobody works on, has failed: all such are read, without limit.
+    # `running` means `failed` if the owner is dead, which SQL can't tell: all such runs are read.
     is_unsure = state in ("failed", "running")
     asked = {"state_or_running": state} if is_unsure else {"state": state, "limit": most + 1}
     runs = _read_runs(options.db, options.dag, ended_since=options.since, **asked)
     runs = [x for x in runs if state in (None, "failed" if x._owner_died else x.state)]
-    ids = collections.Counter[str]()  # of six digits: those in one id alone name it at a terminal
+    ids = collections.Counter[str]()  # how many run ids have these six digits: see _short_name
     if _may_redraw(sys.stdout):
         for row in _read(options.db, _select_run_ids, dag_id=options.dag):
             ids.update(re.findall(r"(?=(\d{6}))", row.run_id))
     wanted = [x for x in runs[:most] if options.json or x.state is not DagRunState.SUCCESS]
-    look = functools.partial(_select_failed, limit=_FEW_TOLD)  # of all by one connection
-    found = _read(options.db, lambda db: {x: look(db, x._row.id) for x in wanted})
+    look = functools.partial(_select_failed, limit=_FEW_TOLD)  # for all runs by one connection
+    failures = _read(options.db, lambda db: {x: look(db, x._row.id) for x in wanted})
     for run in runs[:most]:
-        failed, count = run._failures(_FEW_TOLD, found[run]) if run in found else ([], 0)
+        failed, count = run._failures(_FEW_TOLD, failures[run]) if run in failures else ([], 0)
         errors = [_document(x, "task_id map_index", reason=_last_line(x.error)) for x in failed]
         documents.append({**_run_document(run), "failed": count, "errors": errors})
         name, took = _short_name(run, ids), _seconds_text(run.duration)
@@ -13016,7 +13016,7 @@ def _cmd_runs(options: argparse.Namespace) -> None:
 
 
 def _short_name(run: DagRun, ids: Mapping[str, int]) -> str:
-    """A run's name; of a made one the microseconds, if one of the `ids` alone has them."""
+    """A run's name; of a generated id the microseconds alone, if no other id contains them."""
     made = re.fullmatch(r"manual__.*\.(\d{6})\+00:00", run.run_id)
     return f"{run.dag_id}/{made[1]}" if made and ids.get(made[1]) == 1 else run._name
 
@@ -13025,7 +13025,7 @@ def _cmd_show(options: argparse.Namespace) -> int:
     run = _chosen_run(options.db, options.run)
     if options.task is not None and options.state is not None:
         raise _UsageError("--state is for the tasks of a run: leave TASK out")
-    if options.task is not None:  # raises at once, not when the run has ended
+    if options.task is not None:  # raises for an unknown task, before a --follow would wait
         run._instances_of(options.task.partition("[")[0])
     if options.follow:
         _follow(run)
@@ -13034,16 +13034,16 @@ def _cmd_show(options: argparse.Namespace) -> int:
 
 
 def _follow(run: DagRun) -> None:
-    """Show a live run until it ends: its status on a terminal, else a line for what changes."""
-    live, said = _Progress(True), ""
+    """Show a live run until it ends: on a terminal its status, else a line for each change."""
+    live, last = _Progress(True), ""
     live.snapshot = functools.partial(run._look, _select_snapshot)
     try:
         while run.refresh().owner_alive:
             live.status()
             line = "" if live.redraws else _counts_text(run._look(_select_run_counts), "to come")
-            if line != said:
+            if line != last:
                 live.tell(f"{_datetime.datetime.now():%H:%M:%S}  {line}")
-                said = line
+                last = line
             time.sleep(_POLL)
     finally:
         live.clear()
@@ -13054,12 +13054,12 @@ def _show_run(run: DagRun, options: argparse.Namespace) -> None:
     if options.state is not None:
         instances = [ti for ti in instances if options.state in (ti._word, ti.state or "none")]
     if options.json:
-        found = [_document(ti, _INSTANCE_NAMES) for ti in instances]
-        return _print_json({**_run_document(run), "task_instances": found})
-    said = [f"{run._name}: {_run_state(run)}", _when(run.start_date), _seconds_text(run.duration)]
-    print(_clean(", ".join(filter(None, said))))
+        documents = [_document(ti, _INSTANCE_NAMES) for ti in instances]
+        return _print_json({**_run_document(run), "task_instances": documents})
+    head = [f"{run._name}: {_run_state(run)}", _when(run.start_date), _seconds_text(run.duration)]
+    print(_clean(", ".join(filter(None, head))))
     day, began = run.logical_date, run.start_date
-    if day and began and abs((began - day).total_seconds()) > 60:  # else it is that of the start
+    if day and began and abs((began - day).total_seconds()) > 60:  # else it is just the start
         print(f"logical date: {day}")
     if run.conf:
         print(_clean(f"conf: {json.dumps(run.conf, ensure_ascii=False)}"))
@@ -13073,7 +13073,7 @@ def _show_run(run: DagRun, options: argparse.Namespace) -> None:
 
 
 def _show_task(run: DagRun, options: argparse.Namespace) -> None:
-    """A task's attempts, its values, and the error and the end of the log of what failed."""
+    """Show a task's attempts and values; of what failed, also the error and the end of the log."""
     [(task_id, index)] = run._tasks_in([options.task])
     which: dict[str, Any] = {"task_id": task_id, "map_index": index}
     instances = _seen_instances(run, **which)
@@ -13093,7 +13093,7 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
         shown = {ti.map_index for ti in instances}
         attempts = [ti for ti in attempts if ti.map_index in shown]
         xcoms = [x for x in xcoms if x.map_index in shown]
-        print(f"shown here, of these: {len(shown)}; {_clean(task_id)}[INDEX] shows one")
+        print(f"{len(shown)} of them are shown here; {_clean(task_id)}[INDEX] shows one")
     rows = []
     for ti in attempts:
         _, state, tries, *when, error = _line_of([ti]).cells()
@@ -13104,7 +13104,7 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
     else:
         ups = sorted({up for ti in instances for up in ti.upstream_task_ids})
         seen = {up: _seen_instances(run, task_id=up) for up in ups}
-        ups.sort(key=lambda up: {ti.state for ti in seen[up]} == {_S.SUCCESS})  # to blame: first
+        ups.sort(key=lambda up: {ti.state for ti in seen[up]} == {_S.SUCCESS})  # successes last
         told = [f"{up} ({_counts_of(seen[up])})" for up in ups]
         print(_clean(f"no attempt; what it waits for: {_few(told, 10) or 'nothing'}"))
     if xcoms:
@@ -13116,12 +13116,12 @@ def _show_task(run: DagRun, options: argparse.Namespace) -> None:
     if failed := next((ti for ti in instances if ti.state is _S.FAILED), None):
         again = _script_command(run, {"--task": failed._label})
         ways = {"alone, for a debugger": again, **_way_on(run, instances)}
-        print("", *(f"{said}: {command}" for said, command in ways.items() if command), sep="\n")
+        print("", *(f"{aim}: {command}" for aim, command in ways.items() if command), sep="\n")
 
 
 def _show_errors(run: DagRun, instances: list[TaskInstance]) -> None:
     failed = [ti for ti in instances if ti.error]
-    first = {_last_line(ti.error): ti for ti in failed[::-1]}  # of those that have this reason
+    first = {_last_line(ti.error): ti for ti in failed[::-1]}  # the first instance of each reason
     for ti in [ti for ti in failed if first[_last_line(ti.error)] is ti][:_MOST_TOLD]:
         print(f"\n{_clean(_with_element(ti))}:\n{_clean(_said_once(ti.error or ''))}")
     for ti in instances if len(instances) == 1 else failed[:3]:
@@ -13134,12 +13134,12 @@ def _show_errors(run: DagRun, instances: list[TaskInstance]) -> None:
 
 
 def _cmd_logs(options: argparse.Namespace) -> int:
-    """What is stored of the output, and with --follow also what comes, until the run ends."""
+    """Print the output that is recorded; with --follow also what is added, until the run ends."""
     run, follow = _chosen_run(options.db, options.run), options.follow
     number, which = getattr(options, "try"), dict[str, Any]()
     if options.task is not None:
         while follow and run.state is DagRunState.QUEUED and run.owner_alive:
-            time.sleep(_POLL)  # in line: it has no tasks yet
+            time.sleep(_POLL)  # a run in line has no tasks yet
             run.refresh()
         [(which["task_id"], which["map_index"])] = run._tasks_in([options.task])
     attempts = [] if number is None else _seen_instances(run, attempts=True, **which)
@@ -13149,7 +13149,7 @@ def _cmd_logs(options: argparse.Namespace) -> int:
     lines = _LogLines("{} | " if follow and not which else "", options.raw)
     after, is_live = 0, True  # the id of the last part that was read
     while is_live:
-        # In this order: what is printed before the end is there when the log is read after it.
+        # State before log: then the last look at the log finds all that the run has printed.
         is_live = follow and run.refresh().owner_alive
         since = {"after_live" if is_live else "after": after}
         parts = run._look(_select_parts, try_number=number, **since, **which)

@@ -22327,7 +22327,7 @@ class SeeingTest(ScriptCase):
             """
         )
         shown = self.cli_here("show", "well", "f", "--db", self.db).stdout
-        self.assertIn("shown here, of these: 20; f[INDEX] shows one", shown)
+        self.assertIn("20 of them are shown here; f[INDEX] shows one", shown)
         stored = re.findall(r"^\[(\d+)\] return_value", shown, re.MULTILINE)
         self.assertEqual(stored, [str(i) for i in range(20)])
 
@@ -22348,7 +22348,7 @@ class SeeingTest(ScriptCase):
         self.assertLess(len(text.partition("\n\n")[0].splitlines()), 8)
         self.assertEqual(len(self.seen("show", "folded", "--state", "success").splitlines()), 60)
         shown = self.seen("show", "folded", "f")
-        self.assertIn("shown here, of these: 2; ", shown)
+        self.assertIn("\n2 of them are shown here; ", shown)
         self.assertNotIn("[0]", shown)
         self.assertIn("not 5", self.seen("show", "folded", "f[5]"))
         self.assertEqual(
