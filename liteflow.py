@@ -13202,7 +13202,7 @@ def _cmd_clear(options: argparse.Namespace) -> None:
 
 
 def _cmd_delete(options: argparse.Namespace) -> None:
-    """Delete a run, or with --all a DAG; a part of a name is not enough here."""
+    """Delete a run, or with --all a DAG. A part of a run's name is not enough here."""
     if options.all:
         return _forget_dag(options)
     run = _chosen_run(options.db, options.run)
@@ -13217,7 +13217,7 @@ def _cmd_delete(options: argparse.Namespace) -> None:
 
 
 def _forget_dag(options: argparse.Namespace) -> None:
-    """Delete all runs of a DAG, and what is known of it; a terminal is asked first."""
+    """Delete a DAG with all its runs, after a question if there is a terminal and no --yes."""
     dag = _load_dag(options.run, options.db)
     runs = dag.runs()
     what = f"DAG {dag.dag_id!r} with {len(runs)} run{'s' * (len(runs) != 1)}"
@@ -13253,15 +13253,15 @@ def _cmd_prune(options: argparse.Namespace) -> None:
             print(_clean(f"{run._name}  {_run_state(run)}  {_when(run.start_date)}"))
         return _say(f"would delete {what}")
     size = os.path.getsize(options.db)
-    _prune(options.db, runs, options.values)  # one that was cut off may have left space, too
+    _prune(options.db, runs, options.values)  # if none: one that was cut off may have left space
     saved = max(0, size - os.path.getsize(options.db))
     if not options.quiet:
         _say(f"deleted {what}: {saved:,} bytes given back")
 
 
 def _prune(path: str, runs: Iterable[DagRun], values: bool) -> None:
-    """Delete the runs, several in a transaction: each writes the pages anew that it shares with
-    others; but not for so long that others are kept waiting."""
+    """Delete runs or their values, and give the space back. A transaction takes in several, because
+    each writes pages anew that runs share; but it is short, so that others don't wait for long."""
     left = [*runs][::-1]
     with contextlib.closing(_Store(path)) as store:
 
@@ -13271,19 +13271,19 @@ def _prune(path: str, runs: Iterable[DagRun], values: bool) -> None:
                 until = _monotonic() + 0.02
                 while left and _monotonic() < until:
                     run = left.pop()
-                    with contextlib.suppress(AlreadyRunning, RunNotFound):  # taken up, or gone
+                    with contextlib.suppress(AlreadyRunning, RunNotFound):  # resumed, or deleted
                         row = run._refuse_live(store.look(_find_run, id=run._row.id))
-                        if row.state == run.state:  # else it was cleared, say
+                        if row.state == run.state:  # else the run was cleared since, say
                             act(row)
 
         while left:
             _until_unlocked(path, delete_some)
-            time.sleep(0.005)  # whoever waits looks now and then
+            time.sleep(0.005)  # lets others in, who wait for the file and look only now and then
         _until_unlocked(path, store.give_back)
 
 
 def _cmd_backup(options: argparse.Namespace) -> None:
-    """Copy the database, also a live one, as it is at one moment."""
+    """Copy the database as it is at one moment, even while runs write to it."""
     target = pathlib.Path(options.file).absolute()
     if target.exists():
         raise _UsageError(f"{target} is there already: a backup goes to a new file")
@@ -13443,14 +13443,15 @@ $ copy.db                   also while a run writes
 
 
 def _long_ago(count: str, unit: str, date: str | None) -> str:
-    """The moment that was so long ago, or at which a date, or a time of it, began here."""
+    """Return as text the moment that many units ago, or a local date (its midnight) or time."""
     if date:
         return _iso(_datetime.datetime.fromisoformat(date).astimezone())
     units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
     return _iso(_utcnow() - _datetime.timedelta(**{units[unit]: float(count)}))
 
 
-# How a value of each kind is written, what reads it (or its groups), and how a refusal names it.
+# Of each kind of value: the pattern that its text must match, the function that reads the text (or
+# the pattern's groups), and what a refusal says is expected.
 _KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
     "JSON": (r"\s*\{.*", json.loads, "a JSON object"),
     "AGE": (r"(\d+(?:\.\d+)?)([smhdw])|(\d{4}-.*)", _long_ago, "a date, or an age as 24h or 7d"),
@@ -13466,7 +13467,7 @@ _KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
 
 
 def _argument_value(kind: str, text: str) -> Any:
-    """The value of an argument of that kind; argparse tells what is wrong with it."""
+    """Return an argument's value of that kind. What is wrong is raised for argparse to print."""
     form, read, what = _KINDS.get(kind, (".*", str, "a text"))
     why = ""
     try:
@@ -13497,21 +13498,21 @@ def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
 
 
 def _parser(name: str, text: str, block: str, more: str = "") -> Any:
-    """A parser of the arguments of a block of lines, and of --db; `more` ends its help text."""
+    """Return a parser of a block of argument lines, and of --db; `more` ends its help text."""
     if getattr(sys.stdout, "closed", False):  # the script closed it: argparse would fail on 3.14
         sys.stdout = None
-    with contextlib.suppress(OSError):  # it writes what the script has printed: to a full disk, say
+    with contextlib.suppress(OSError):  # reconfigure() flushes: the disk may be full, say
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # it may take only ASCII
+            sys.stdout.reconfigure(errors="backslashreplace")  # its encoding may be ASCII
     arguments, *examples = f"\n{block.rstrip()}".split("\n$")
     epilog = "".join(["examples:", *(f"\n  %(prog)s{line}" for line in examples), more])
     text, raw = f"{text[0].upper()}{text[1:]}.", argparse.RawDescriptionHelpFormatter
-    form: Any = functools.partial(raw, width=78)  # else argparse imports shutil to ask for it
+    form: Any = functools.partial(raw, width=78)  # without a width argparse would import shutil
     parser: Any = argparse.ArgumentParser(
         name, description=text, epilog=epilog, formatter_class=form, allow_abbrev=False
     )
-    leave = parser.exit  # after --help, say, whose reader may have seen enough
-    parser.exit = lambda *said: sys.exit(_exit_code(lambda: leave(*said)))
+    leave = parser.exit  # after --help, say: the pipe may be closed, which _exit_code sees to
+    parser.exit = lambda *given: sys.exit(_exit_code(lambda: leave(*given)))
     for line in filter(None, arguments.splitlines()):
         _add_argument(parser, line)
     which = "the database (default: the DAG's if its script runs, else $LITEFLOW_DB or liteflow.db)"
@@ -13542,11 +13543,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     _parser(f"{name} {options.command}", text, block).parse_args(rest, options)  # --db is kept
 
     def act() -> Any:
-        """Find the database, unless a script may have its own or none is needed; then act."""
+        """Find the database (`run`: its DAG may have one; `scaffold`: needs none), then act."""
         if options.command not in ("run", "scaffold"):
             options.db = _database_path(options.db, None)
             if getattr(options, "dag", None) is not None:
-                _load_dag(options.dag, options.db)  # raises where there is none
+                _load_dag(options.dag, options.db)  # raises if the database has no such DAG
         return globals()[f"_cmd_{options.command}"](options) or 0
 
     return _exit_code(act)
