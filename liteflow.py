@@ -11359,10 +11359,10 @@ class _Line(_Record):
         return name, state or self.state, self.tries or "", _when(self.start), took, self.error
 
 
-_NO_STATE = "no state"  # shown for an instance that has not run yet, or was left out by its run
+_NO_STATE = "no state"  # of an instance that is still to run, or was when its run ended
 _HEADS = ("TASK", "STATE", "TRY", "START", "DURATION", "ERROR")
 _TABLE_FOLD = 10  # a task with so many mapped instances, or more, is one line of a table
-_MOST_SHOWN = 20  # the most lines for its failed instances; failures, lines of output on a page
+_MOST_SHOWN = 20  # the most of its failed instances with own lines; failures on a page; log lines
 
 
 class _Style(_Record):
@@ -11426,7 +11426,7 @@ def _shortened(text: str, most: int) -> str:
 
 
 def _counts_text(counts: Mapping[str, int], none: str = _NO_STATE, color: bool = False) -> str:
-    """Counts by state as text, such as `58 success, 2 failed`; `none` is the name of no state."""
+    """Counts by state as text, such as `58 success, 2 failed`; `none`: what no state is called."""
     order = sorted(counts, key=[*_STYLES, *counts].index)
     texts = ((f"{counts[x]} {none if x == 'none' else _clean(x)}", x) for x in order)
     return ", ".join(_paint(text, state, color) for text, state in texts)
@@ -11457,7 +11457,7 @@ def _lines_of(instances: list[TaskInstance], whole: bool = False) -> list[_Line]
 
 
 def _seen_instances(run: DagRun, attempts: bool = False, **which: Any) -> list[TaskInstance]:
-    """Return task instances, or attempts; those that a dead owner left unfinished: interrupted."""
+    """Return task instances, or attempts; what a dead owner left unfinished reads `interrupted`."""
     died = run._owner_died
     instances = run._instances(attempts, **which)
     for ti in instances if died else ():
@@ -11467,7 +11467,7 @@ def _seen_instances(run: DagRun, attempts: bool = False, **which: Any) -> list[T
 
 
 def _run_state(run: DagRun) -> str:
-    """A run's state for people, who are to see that a run whose owner died is not running."""
+    """A run's state for people: `running (owner dead)` if the run's owner died before its end."""
     return "running (owner dead)" if run._owner_died else run.state.value
 
 
@@ -11492,7 +11492,7 @@ class _Box(_Record):  # a node of a diagram
     task_id: str
     lines: list[str]  # its text
     style: str  # the state whose `_Style` it gets; empty for a DAG, which has no states
-    upstream: Mapping[str, str | None]  # ids of the tasks it waits for: the texts on those edges
+    upstream: Mapping[str, str | None]  # by the id of each task it waits for: that edge's text
     group: str | None = None  # the id of its task group, which is drawn as a frame
     prefix = property(lambda self: f"{self.group}." if self.group else "")
 
@@ -11505,7 +11505,7 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
     layers = collections.Counter(_depths(boxes).values())
     is_wide = max(layers.values(), default=0) > max(_MOST_ABREAST, len(layers))
     lines = [f"flowchart {direction or ('LR' if is_wide else 'TD')}"]
-    numbers, opened = itertools.count(), [""]  # `opened`: the prefixes of the frames around here
+    numbers, opened = itertools.count(), [""]  # `opened`: the prefixes of the frames still open
     for box in sorted(boxes, key=lambda box: box.prefix.split(".")):  # a group before its subgroups
         while not box.prefix.startswith(opened[-1]):
             opened.pop()
@@ -11700,7 +11700,7 @@ def _seconds_text(seconds: float | None) -> str:
     if seconds is None:
         return ""
     short = ((0.001, "<1 ms"), (0.095, f"{1000 * seconds:.0f} ms"), (9.95, f"{seconds:.1f} s"))
-    for limit, text in short:  # what is not below 9.95 would read `10.0 s`
+    for limit, text in short:  # 9.95 seconds would be shown as `10.0 s`
         if seconds < limit:
             return text
     minutes, rest = divmod(round(seconds), 60)
@@ -11813,7 +11813,7 @@ def _own_command() -> str:
 _REPORT_ROWS = 8  # rows of 80 columns for the report of a run that has only one failure
 _MOST_TOLD = 10  # the most failures that are told one by one
 _FEW_TOLD = 3  # the same where there is little room; also the most reasons told of one task
-# What `_call_back` prints. There is no backtracking, as one line may hold this thousands of times.
+# What `_call_back` prints. It never backtracks, as one line may hold the text thousands of times.
 _CALLBACK_FAILED = r"liteflow: (on_[\w+]+_callback of (?:DAG|task) '[\w.-]+' failed: .*)"
 
 
@@ -11838,7 +11838,7 @@ class _Failure:
 
 def _failures_of(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Failure]:
     """Return the first `most` failures of a run. Instances of a task that failed for one reason are
-    one failure. A task has `_FEW_TOLD` at most, the last of which takes in all further reasons."""
+    one failure. A task has up to `_FEW_TOLD`, the last of which takes in all further reasons."""
     alike: dict[str, dict[str, list[TaskInstance]]] = {}
     failed = [ti for ti in instances if ti.state is _S.FAILED]
     for ti in sorted(failed, key=lambda ti: str(ti.end_date)):  # the earliest may be the cause
@@ -11920,7 +11920,7 @@ def _report_of(run: DagRun, instances: list[TaskInstance]) -> list[str]:
 
 
 def _way_on(run: DagRun, instances: list[TaskInstance]) -> dict[str, str]:
-    """Return the command that goes on with a run, by its purpose in words; empty if none does."""
+    """Return the command that goes on with a run, by its purpose in words; empty if none can."""
     if run.owner_alive or run.state is DagRunState.SUCCESS:
         return {}
     failed = any(ti.state is _S.FAILED for ti in instances)
@@ -12371,7 +12371,7 @@ def _status_lines(snapshot: _Snapshot, width: int, rows: int, color: bool) -> li
 
 class _LogLines:
     """Writes the output of several tasks to standard output, with `prefix` before each line, and
-    `head` above the output of another task than before; in both `{}` stands for the task's name."""
+    `head` where the output of another task begins; in both, `{}` stands for the task's name."""
 
     def __init__(self, prefix: str, raw: bool = False) -> None:
         self.head, self._prefix, self._raw = "", prefix, raw
@@ -12422,7 +12422,7 @@ class _Progress:
         line = _clean(line)
         self.clear()
         self.output()
-        _log().info("%s%s", self._whose, line)  # below `clear`: it may be the same terminal
+        _log().info("%s%s", self._whose, line)  # after `clear`, as it may be the same terminal
         try:
             self._say(_paint(line, state, self._color))
         except Exception as error:  # the program's function may raise anything: the run goes on
@@ -12596,7 +12596,7 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     """Run the command line of a DAG's script: its help calls it `name`, `command` restarts it."""
     name = os.path.basename(sys.argv[0]) or "workflow"
-    if name.endswith((".py", ".pyz")) or os.path.isdir(sys.argv[0]):  # a shell can't start these
+    if name.endswith((".py", ".pyz")) or os.path.isdir(sys.argv[0]):  # no shell finds these
         name = f"python3 {_typed(sys.argv[0])}"
     file, module = _script()
     start = sys.executable if _FROZEN else sys.argv[0]
@@ -12657,7 +12657,7 @@ def _debug(execution: _Execution) -> int:
         print(f"{label} skipped: {skip}".removesuffix(": "))
     except AirflowRescheduleException as later:
         wait = _seconds_text(_span(_utcnow(), later.reschedule_date))
-        print(f"{label} waits: in a run it would be called again after {wait}")
+        print(f"{label} waits: it would go on after {wait}")
     return 0
 
 
@@ -12680,7 +12680,7 @@ def _run_by_options(dag: Dag, options: argparse.Namespace, command: str) -> int:
     _refuse_strange_keys(dag, options)
     if any(map(_shows_here, _log().root.handlers)):  # else each line would be there twice
         _log().propagate = False
-    if options.quiet and not dag.task_dict:  # even so: or cron would never report the slip
+    if options.quiet and not dag.task_dict:  # told even so, or cron would never report the slip
         _say(f"DAG {dag.dag_id!r}: {_NO_TASKS}")
     same = "run_id logical_date conf max_workers wait logs".split()
     try:
@@ -12730,7 +12730,7 @@ def _execute_and_tell(asked: _Run, options: argparse.Namespace) -> int:
 
 def _shows_here(handler: Any) -> bool:
     """Whether a logging handler writes to standard output or error. One without a stream (Rich's,
-    Loguru's) is taken to; of `logging.handlers` only a queue does whose listener has such a one."""
+    Loguru's) counts as such; of `logging.handlers` only a queue whose listener has such a one."""
     queued = getattr(getattr(handler, "listener", None), "handlers", None)
     if queued is not None:  # dictConfig gives a QueueHandler its listener
         return any(map(_shows_here, queued))
@@ -12798,7 +12798,7 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
         raise _UsageError(f"{path} can't be loaded:\n{_said_once(_traceback(error))}") from None
     _name_as_main(main_module)
     dags = {dag.dag_id: dag for dag in _kept_dags}
-    # A file that builds no DAG has those that it imported, as in Airflow.
+    # For a file that builds no DAG, the DAGs that it has imported count, as in Airflow.
     imported = [x for x in vars(main_module).values() if isinstance(x, Dag)]
     dags = dags or {x.dag_id: x for x in imported if not isinstance(x, _RecordedDag)}
     if not dags:
@@ -12813,7 +12813,7 @@ def _cmd_run(options: argparse.Namespace) -> int | Callable[[], int]:
         raise _UsageError(f"{path} defines no DAG {options.dag!r}{_near(options.dag, dags)}")
     if options.dag is None and len(dags) > 1:
         raise _UsageError(f"{path} defines {len(dags)} DAGs ({_few(dags, 20)}): name one")
-    # If this module is part of a package, the file may import it by its full name: so does this.
+    # In a package this module goes by its full name, as the file may import it by that name.
     own = f"{_python()} -m {__name__}" if "." in __name__ else _own_command()
     chosen, which = dags[options.dag or next(iter(dags))], filter(None, [options.dag])
     return _run_or_debug(chosen, options, f"{own} {_typed('run', path, *which)}")
@@ -12921,13 +12921,13 @@ def _write_output(text: str, options: argparse.Namespace) -> None:
 def _writing(target: pathlib.Path) -> Iterator[pathlib.Path]:
     """Give a path for a new file, which replaces the target once it is whole, so that readers find
     the old one or the new one. A pipe or a device is itself given; a link is followed."""
-    real = pathlib.Path(os.path.realpath(target))  # of links in a circle, one of them
+    real = pathlib.Path(os.path.realpath(target))  # for links in a circle, the target itself
     coming = pathlib.Path(f"{real}.{os.urandom(4).hex()}")
     try:
         if target.exists() and not target.is_file():
             yield target
         else:
-            with contextlib.suppress(FileNotFoundError):  # never readable to more than the old file
+            with contextlib.suppress(FileNotFoundError):  # never more open than the old file
                 coming.touch(os.stat(target).st_mode & 0o777, exist_ok=False)
                 shutil.copymode(target, coming)
             yield coming
@@ -13253,7 +13253,7 @@ def _cmd_prune(options: argparse.Namespace) -> None:
             print(_clean(f"{run._name}  {_run_state(run)}  {_when(run.start_date)}"))
         return _say(f"would delete {what}")
     size = os.path.getsize(options.db)
-    _prune(options.db, runs, options.values)  # if none: one that was cut off may have left space
+    _prune(options.db, runs, options.values)  # for no runs, too: a prune cut off leaves space
     saved = max(0, size - os.path.getsize(options.db))
     if not options.quiet:
         _say(f"deleted {what}: {saved:,} bytes given back")
