@@ -11813,7 +11813,7 @@ def _own_command() -> str:
 _REPORT_ROWS = 8  # rows of 80 columns for the report of a run that has only one failure
 _MOST_TOLD = 10  # the most failures that are told one by one
 _FEW_TOLD = 3  # the same where there is little room; also the most reasons told of one task
-# What `_call_back` prints. It never backtracks, as one line may hold the text thousands of times.
+# What `_call_back` prints. It can match in one way only, or a line full of it would take forever.
 _CALLBACK_FAILED = r"liteflow: (on_[\w+]+_callback of (?:DAG|task) '[\w.-]+' failed: .*)"
 
 
@@ -11832,7 +11832,7 @@ class _Failure:
             how_many = f"{len(others)} more failed{', for other reasons, too' if is_mixed else ''}"
             self.follows.append(f"{how_many}: {_few(map(_with_element, others))}")
         if blocked := _blocked_by(ti.task_id, seen):
-            self.follows.append(f"not run for it: {_few(blocked)}")
+            self.follows.append(f"not run because of it: {_few(blocked)}")
         self.more = _command(f"{_own_command()} show", [run._name, ti._label], {"--db": run._path})
 
 
@@ -13207,8 +13207,9 @@ def _cmd_delete(options: argparse.Namespace) -> None:
         return _forget_dag(options)
     run = _chosen_run(options.db, options.run)
     if options.run not in (run.run_id, run._name):
-        said = f"{options.run!r} is no whole run id, nor DAG/RUN"
-        raise _UsageError(f"{said}: to delete {run._name}, name it so (a DAG with its runs: --all)")
+        what = f"{options.run!r} is no whole run id, nor DAG/RUN"
+        how = f"to delete {run._name}, give that name (a DAG with its runs: --all)"
+        raise _UsageError(f"{what}: {how}")
     run._refuse_live(run._row)
     if not options.dry_run:
         run.delete()

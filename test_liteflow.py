@@ -21580,7 +21580,7 @@ class CommandLineTest(ScriptCase):
         told = (
             f"{most + 2} more failed: each[1] 'no', each[2] 'no', each[3] 'no' and {most - 1} more"
         )
-        self.assertIn(f"\n{liteflow._markdown(told)}\n\nnot run for it: after\n", page)
+        self.assertIn(f"\n{liteflow._markdown(told)}\n\nnot run because of it: after\n", page)
         self.assertIn("\n| ... 3 more of each | failed |", page)
         self.assertNotIn("The end of its log", page)  # they printed nothing
         self.assertRegex(page, r"\n    #\d+;ach x 23 23 failed :crit, ")
@@ -21611,7 +21611,7 @@ class CommandLineTest(ScriptCase):
         for run_id in ("first", "second"):
             self.ran(run_id=run_id)
         for name in ("secon", "flow"):
-            self.assert_exit(2, "delete", name, words=["name it so", "flow/second", "--all"])
+            self.assert_exit(2, "delete", name, words=["give that name", "flow/second", "--all"])
         self.assert_exit(0, "delete", "flow/second")
         self.assert_exit(2, "delete", "flow", "--all", words=["--yes", "1 run"])
         self.assert_exit(2, "delete", "flo", "--all", "--yes", words=["'flow'"])
@@ -23073,7 +23073,7 @@ class FailureTest(ScriptCase):
         self.assertEqual(told[1], "load[1] 'b c.csv' failed, try 2 of 2: ValueError: bad file")
         self.assertEqual(told[2], "    row 7")
         self.assertRegex(told[3], r"^    .*my_flow.py:\d+, in load: +raise error$")
-        self.assertEqual(told[4:6], ["    | opening b c.csv", "    not run for it: total"])
+        self.assertEqual(told[4:6], ["    | opening b c.csv", "    not run because of it: total"])
         self.assertIn(" show two/", told[6])
         shown = self.cli_here("show", "two").stdout.splitlines()
         at = shown.index(told[1])
@@ -23199,7 +23199,7 @@ class FailureTest(ScriptCase):
         said = "on_failure_callback of task 'load' failed: RuntimeError: the mail server is away ("
         self.assertIn(f"\n{said}", text)
         self.assertRegex(text, r"is away \(/.*/my_flow.py:\d+, in tell: def tell\(context\)")
-        self.assertIn("    | opening b c.csv\n    not run for it: total\n    more", text)
+        self.assertIn("    | opening b c.csv\n    not run because of it: total\n    more", text)
         self.assertNotIn("Traceback", text)
         self.assertIn(said, self.cli_here("page", "two").stdout.replace("&#x27;", "'"))
         (self.folder / "b c.csv").touch()
@@ -23615,7 +23615,7 @@ timeout after 1 s"""  # of a command whose output was waited for
         self.assertIn("failed, too: ", "".join(page))
         whole = liteflow._failures_of(run, run.get_task_instances(), 20)
         [follows] = [x.follows for x in whole if x.ti.task_id == "each.one"]
-        self.assertEqual(follows, ["not run for it: each.two[1]"])
+        self.assertEqual(follows, ["not run because of it: each.two[1]"])
 
     def test_what_skips_itself_is_not_cut_off_whatever_it_raises(self):
         run = self.run_flow(
