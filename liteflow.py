@@ -6849,6 +6849,7 @@ class _Worker:
         self.idle = False  # it has no job, and sleeps until something comes
         self.unheard: list[Any] = []  # handlers of `logging` whose queue nobody empties here
         self.number = 0  # of the job that it took last, in its run
+        self.tasks = 0  # that it has run, in all runs
         self.eager = False  # that job is one of a chain of quick ones: the next may come at once
         self.leaving = self.terminated = False  # it is to leave its run; its task was told to end
         self.in_task = self.forking = False  # the task's own code runs; a fork is under way
@@ -7006,6 +7007,7 @@ class _Worker:
         if self.run.edited is not None:
             _print_as_task(self.run.edited)
         self.last = _Execution(self.run, job)
+        self.tasks += 1
         outcome = _run_job(self.last, self)
         if not job.holds:
             self.last.forget_failure()
@@ -7307,6 +7309,8 @@ class _Worker:
             self._renew_output(anew=had_children or 0 in self._helpers)
         except OSError:
             return "the task closed its output, or left a process that holds it"
+        if self.tasks >= self.run.info["most_tasks"]:
+            return "it has run as many tasks as its pool allows"
         return self.spoilt
 
     def _renew_output(self, anew: bool = True) -> None:
@@ -8241,7 +8245,9 @@ class WorkerPool:
     multiprocessing context (unless given: a server forked from this process where that is safe, see
     the README, else forkserver where it exists, else spawn); `initializer(*initargs)` runs in each
     worker before any DAG's module is imported. Workers start when they are needed. Runs that are
-    handed to `submit` begin in order, at most `max_runs` at a time.
+    handed to `submit` begin in order, at most `max_runs` at a time. A worker that has run
+    `max_tasks_per_child` tasks is replaced (as in ProcessPoolExecutor; None: it is kept): that
+    helps where a library leaks memory, or can be used only once in a process.
 
     Raises TypeError or ValueError for a wrong argument.
     """
@@ -8254,9 +8260,13 @@ class WorkerPool:
         initargs: tuple[Any, ...] = (),
         *,
         max_runs: int = 16,
+        max_tasks_per_child: int | None = None,
     ) -> None:
-        self.max_runs = _of_type(int, least=1)("max_runs", max_runs)
-        checked = _optional(_cpus(), _of_type(int, least=1)).check("max_workers", max_workers)
+        at_least_one = _of_type(int, least=1)
+        self.max_runs = at_least_one("max_runs", max_runs)
+        most_tasks = _optional(math.inf, at_least_one)
+        self._most_tasks = most_tasks.check("max_tasks_per_child", max_tasks_per_child)
+        checked = _optional(_cpus(), at_least_one).check("max_workers", max_workers)
         self.max_workers: int = min(checked, 1000)
         _optional(None, _function).check("initializer", initializer)
         self._initializer = (initializer, tuple(_of_type(list, tuple)("initargs", initargs)))
@@ -8580,6 +8590,7 @@ class _SlotRunner(_Runner):
     # Its beginning.
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
+        info["most_tasks"] = self._pool._most_tasks
         self._info, self._tasks = info, tasks
         for slot in self._slots:  # there are some if this begins anew, with another run id
             self._join(slot)

@@ -12772,6 +12772,29 @@ class StartMethodsContract:
                 for task_id in ("see", "see__1"):
                     self.assertEqual(run.xcom_pull(task_id), ("of the pool", "of run()"))
 
+    def test_a_worker_is_replaced_once_it_has_run_as_many_tasks_as_its_pool_allows(self):
+        module = self.module(
+            """
+            with DAG("recycled") as dag:
+                @task
+                def own(n): return os.getpid()
+                @task(retries=2, on_success_callback=lambda context: print("called"))
+                def again(ti):
+                    if ti.try_number < 3:
+                        raise ValueError
+                    return os.getpid()
+                own.expand(n=list(range(5))) >> again()
+            """
+        )
+        pids = collections.Counter()
+        with WorkerPool(2, self.method, max_tasks_per_child=2) as warm:
+            for _ in range(2):
+                run = module.dag.run(db_path=self.db, executor=warm).raise_if_failed()
+                pids.update(ti.pid for ti in run._instances(attempts=True))
+                self.assertIn("called", run.log("again"))
+        self.assertEqual(pids.total(), 16)
+        self.assertLessEqual({*pids.values()}, {1, 2})
+
     def test_what_a_task_writes_into_pipes_that_are_not_its_own_keeps_nobody_waiting(self):
         path = self.script(
             """
