@@ -11470,7 +11470,7 @@ class PoolTest(QueueCase):
         kept, real = [], liteflow._Slot.bury
         for options in ({}, {"mp_context": "fork"}, {"mp_context": "spawn"}):
             with self.subTest(**options), mock.patch.object(liteflow._Slot, "bury", bury):
-                with WorkerPool(2, **options) as pool:  # what a first one leaves: the fork server
+                with WorkerPool(2, **options) as pool:  # what a first one leaves: the forkserver
                     small.run(db_path=self.db, executor=pool)
                 before, threads = files(), set(threading.enumerate())
                 with WorkerPool(2, **options) as pool:
@@ -13005,7 +13005,7 @@ class SpawnTest(StartMethodsContract, Case):
 
 
 class ForkServerFaultsTest(Case):
-    """What befalls the fork server, or the folder of its socket, ends no run."""
+    """What befalls the forkserver, or the folder of its socket, ends no run."""
 
     SCRIPT = """
         import os, shutil, signal, sys, tempfile, threading, time
@@ -13099,7 +13099,7 @@ class ForkServerFaultsTest(Case):
                 @task
                 def f(): return PID == os.getpid(), ARGUMENTS
                 f()
-            def prepared(name, known=spawn.get_preparation_data):  # as in 3.13.8, for a fork server
+            def prepared(name, known=spawn.get_preparation_data):  # as in 3.13.8, for a forkserver
                 found = known(name)
                 return {**found, "main_path": found["init_main_from_path"]}
             if __name__ == "__main__":
@@ -18061,7 +18061,7 @@ class SubmitTest(FlowCase):
             slot.exitcode = code
 
         unknown = mock.patch.object(liteflow._Slot, "bury", buried)
-        # Where the fork server was told to end, too, and can't tell; and of a worker that was just
+        # Where the forkserver was told to end, too, and can't tell; and of a worker that was just
         # able to end itself.
         for code in (255, 128 + signal.SIGTERM):
             with WorkerPool(1, mp_context="forkserver") as mine, unknown:
