@@ -4226,7 +4226,7 @@ CREATE TABLE IF NOT EXISTS dag_run (
     conf TEXT NOT NULL,          -- JSON object
     owner TEXT,                  -- token of the run() that works on it, and of its folder
     owner_process TEXT,          -- for people: pid and host
-    command TEXT,                -- for people: how its script was started, and its options
+    command TEXT,                -- for people: how its script was started, if known; options
     stop_requested TEXT,         -- when somebody asked to stop it
     values_deleted TEXT,         -- when `prune --values` deleted its XComs
     UNIQUE (dag_id, run_id)
@@ -4340,7 +4340,7 @@ class _Attempt:
     log_seen = 0, 0  # bytes of its log so far: `head` and `dropped` of `_SlotLog.begin`
     pokes = 0  # how many pokes of a rescheduled sensor have ended
     first_taken = began = 0.0  # when a worker first took it, by monotonic() and by time()
-    taken = math.inf  # when a worker last took it, by monotonic(); inf: none has
+    taken = math.inf  # when a worker took it, or its present poke, by monotonic(); inf: not yet
     losses = 0  # workers in a row that died before they could say that they took it
 
     def __init__(self, instance: _Instance) -> None:
@@ -4359,7 +4359,7 @@ class _Callback(_Record):
     attempt: _Attempt
     name: str | None  # None: none are due, and the worker that holds the attempt may let it go
     reason: str | None
-    facts: Mapping[str, Any] = {}
+    facts: Mapping[str, Any] = {}  # see `_call_due`
 
 
 class _Batch:
@@ -4763,7 +4763,7 @@ class _Store:
 
     def sync(self) -> bool:
         """Wait until no power cut can undo a commit. Return False if the caller should close the
-        database instead: its WAL is missing, or the only place where the tables are."""
+        database instead: that fails, or the WAL is missing, or the only place of the tables."""
         # Closing this file drops no locks: SQLite's are on the database and the -shm.
         with contextlib.suppress(DatabaseError, OSError), open(f"{self.path}-wal", "rb") as wal:
             if os.stat(self.path).st_size <= _PAGE_SIZE:
@@ -4775,8 +4775,8 @@ class _Store:
         return False
 
     def _empty_wal(self) -> bool:
-        """Copy the WAL into the file, and cut it. Return False if somebody reads what is in it: it
-        is not waited for, because SQLite would hold the write lock meanwhile."""
+        """Copy the WAL into the file, and cut it. Return False if somebody writes, or reads what is
+        in it: nobody is waited for, because SQLite would hold the write lock meanwhile."""
         execute = self._connection.execute
         with self.transaction(""):
             execute("PRAGMA busy_timeout=0").fetchone()
@@ -4787,7 +4787,7 @@ class _Store:
     def close(self, is_last: bool = True) -> None:
         """Close the connection. The last process that closes copies the WAL into the file, and
         leaves no -wal and no -shm. A liteflow reader prevents that for milliseconds, so it is tried
-        for a second; a -wal that stays does no harm. `is_last`: this process has no other store."""
+        for a second; a -wal that stays does no harm. Not `is_last`: a pool keeps another store."""
         deadline = _monotonic() + 1.0
         try:
             with contextlib.suppress(DatabaseError):
@@ -4871,7 +4871,7 @@ class _Store:
 
     def close_run(self, run_row: int, state: str = "failed", reason: str | None = _DIED) -> _Row:
         """Record a run's end; return its row. Instances that had not ended have no state again, and
-        their attempts that were sent or running are interrupted, which uses up no try.
+        their attempts that had not ended are interrupted, which uses up no try.
 
         If the scheduler died, the run's end is the last time that was recorded, and every running
         instance counts as lost, because its task may be what killed the scheduler."""
@@ -4883,7 +4883,7 @@ class _Store:
             "SELECT max(coalesce(task_attempt.end_date, task_attempt.start_date)) FROM "
             "task_attempt JOIN task_instance ON task_instance.id = task_instance_id WHERE "
             "dag_run_id = :run), ''))) WHERE id = :run",
-            # Attempts of which nothing was recorded get a row; its end_date tells the stretch.
+            # Attempts of which nothing was recorded get a row; its end_date tells in which stretch.
             "INSERT INTO task_attempt (task_instance_id, try_number, state, end_date, error) "
             "SELECT task_instance.id, try_number, 'interrupted', end_date, :reason FROM dag_run "
             "JOIN task_instance ON dag_run_id = dag_run.id WHERE dag_run.id = :run AND "
@@ -5153,7 +5153,7 @@ _ASKED_OF = {
 
 
 def _asking(source: str, rest: str, limit: Any = None, **asked: Any) -> tuple[str, list[Any]]:
-    """The SQL that follows `FROM source`, and its parameters. An argument of None sets none."""
+    """The SQL that follows `FROM source`, and its parameters. An argument of None sets no term."""
     first = source.split()[0]
     terms, values = ["true"], []
     for name, value in asked.items():
@@ -5179,7 +5179,7 @@ def _find_run(db: sqlite3.Connection, by: str = "id", **asked: Any) -> _Row | No
 
 def _run_seconds(row: _Row, now: _datetime.datetime | None = None) -> float | None:
     """The seconds that a run took (until `now` if it has not ended), without pauses before resumes.
-    None if it has not begun."""
+    None if it has not begun, or has not ended and there is no `now`."""
     latest = _span(_moment(row.resumed_date or row.start_date), _moment(row.end_date) or now)
     earlier = row.seconds if row.seconds and math.isfinite(row.seconds) else 0.0
     return None if latest is None else earlier + latest
@@ -5381,7 +5381,7 @@ def _dump_in_pieces(value: Any) -> bytes | _Pieces:
     """Pickle a value like `_dump`, a large one in pieces."""
     made: list[bytes] = []
 
-    def write(piece: Any) -> None:  # bytes() copies what may change later, not bytes
+    def write(piece: Any) -> None:  # bytes() copies a bytearray, say, but no bytes
         made.append(bytes(piece.raw() if isinstance(piece, pickle.PickleBuffer) else piece))
 
     pickle.Pickler(types.SimpleNamespace(write=write), 5).dump(value)
@@ -5442,7 +5442,7 @@ class _Call(_Record):
 
     data: bytes
     takes: frozenset[tuple[str, str]]  # (task_id, key)
-    constants: Sequence[Sequence[_Call]] = ()  # for each argument it is expanded over: its elements
+    constants: Sequence[Sequence[_Call]] = ()  # elements by argument, as far as they are constants
 
 
 _NO_CALL = _Call(_dump(((), {})), frozenset())
@@ -5906,7 +5906,7 @@ class _Execution:
             return
         for frame, _ in traceback.walk_tb(self.exception.__traceback__):
             # Up to Python 3.12, clearing the frame of a suspended generator or coroutine ends it,
-            # though it may serve others (it only passed the exception on): skip it, at its yield.
+            # though it may serve others (it only passed the exception on). One at a yield is left.
             if sys.version_info >= (3, 13) or frame.f_code.co_code[frame.f_lasti] != _YIELD_VALUE:
                 with contextlib.suppress(RuntimeError):  # it runs, or is suspended
                     frame.clear()
@@ -5956,7 +5956,7 @@ class _Execution:
         return (list(whole.items()) if isinstance(whole, dict) else whole)[i]
 
     def elements(self, how: str, by: Any, *sources: Any) -> list[Any]:
-        """The list that `map`, `zip` or `concat` (`how`) makes, `by` a function or fillvalue."""
+        """The list that `map`, `zip` or `concat` (`how`) makes; `by`: a function or fillvalue."""
         results = [getattr(self, look)(*arguments) for look, *arguments in sources]
         results = [() if x is None else x for x in results]  # no `or`: an array is not true
         results = [list(x.items()) if isinstance(x, dict) else x for x in results]
@@ -6298,8 +6298,8 @@ def _end_if_child(execution: _Execution, error: BaseException | None) -> None:
 
 def _call_due(run: _WorkerRun, last: Any, job: Any, name: Any, reason: Any, facts: Any) -> None:
     """Call the callbacks `name` (several joined by `+`, or None) of the `last` attempt, which ended
-    here, or of a `job`, which ended elsewhere or stands for its DAG. `facts`: how it ended, or the
-    `info` of another run. `reason`: what an exception would say, or why the DAG's run ended."""
+    here, or of a `job`, which ended elsewhere or stands for its DAG. `facts`: how it ended; for a
+    DAG, `info` of its run. `reason`: what an exception would say, or why the DAG's run ended."""
     if job is not None:
         last = _Execution(_WorkerRun({**run.info, **facts}, run.dag), _Job(*job))
     if last is None:
@@ -6399,7 +6399,7 @@ def _pickled(value: Any, said: str) -> bytes | _Pieces:
         remedy = "; return its items as a list" if hasattr(value, "__next__") else ""
         what = f"{said} {type(value).__name__}, which cannot be pickled"
         trouble = TypeError(f"{what}: {_brief(error)}{remedy}")
-        trouble.__notes__ = getattr(error, "__notes__", [])  # Python 3.14 says where
+        trouble.__notes__ = getattr(error, "__notes__", [])  # where in it: from Python 3.14 on
         raise trouble from None
 
 
@@ -6811,7 +6811,7 @@ def _resources(limited: Sequence[int]) -> tuple[list[Any], Any]:
 # --- Worker: the process --------------------------------------------------------------------------
 
 _LOG_LIMIT = 1024 * 1024  # bytes at which a worker's log file is emptied, between two jobs
-_BLINK = 2e-5  # seconds; a task that took less has used no library that keeps state, nor any file
+_BLINK = 2e-5  # seconds; what took less has used no library that keeps state, nor left a file open
 _TAKING, _HEED = 0, 1  # indexes of the bytes that a worker shares with the scheduler: see _Worker
 _BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.h)
 _worker: _Worker | None = None  # set if this process is one
@@ -7266,7 +7266,7 @@ class _Worker:
         for number in _figures() - self._figures:
             with contextlib.suppress(Exception):  # an error of its window, or of a callback
                 sys.modules["matplotlib.pyplot"].close(number)
-        multiprocessing.set_start_method(self._method, force=True)  # or a second time is an error
+        multiprocessing.set_start_method(self._method, force=True)  # else no later task can set it
 
     def _restore(self) -> str | None:
         """Undo what a task changed in the process. Returns why it has to be replaced, or None."""
@@ -7380,7 +7380,7 @@ def _serve(end: Any, initializer: Any, initargs: tuple[Any, ...], method: Any = 
 
 def _close_pipes(owners: Iterable[Any]) -> None:
     """Close an executor's pipes in its worker, or another forked process: if a task wrote there by
-    mistake, the executor would wait for the rest of a message. It sees a worker's end without."""
+    mistake, the executor would wait for the rest of a message. It sees a worker's end anyway."""
     for owner in owners:
         if hasattr(owner, "_reader"):
             with contextlib.suppress(OSError):  # the script has closed what it inherited
