@@ -8605,8 +8605,7 @@ class _SlotRunner(_Runner):
                 self._lend()
             check()
             self.wait(_ANSWER)
-        context = self._pool._asked_context or "fork"
-        has_main = not self.since or _start_context(context).get_start_method() == "fork"
+        has_main = not self.since or any(slot.born for slot in self._slots)  # forked: see `_submit`
         return _found_by_name(info, *self._found, has_main)
 
     def _join(self, slot: _Slot) -> None:
