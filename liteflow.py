@@ -7658,10 +7658,11 @@ def _answers(pid: int | None) -> bool:
 #   multiprocessing.forkserver._forkserver: _forkserver_pid, _preload_modules: `_forkserver_answers`
 #   multiprocessing.process: _children: `_forget`
 #   multiprocessing.spawn._main.__code__: _inheriting: set while a child imports the script
-#   multiprocessing.util: _finalizer_registry: `_remove_shared`
+#   multiprocessing.synchronize.SemLock: _cleanup: `_remove_shared`
+#   multiprocessing.util: _finalizer_registry, _remove_temp_dir: `_remove_shared`
 #   multiprocessing.util.Finalize(set(), bool): _args, _callback: what it would close or remove
 #   os.environ: _data: the environment as bytes
-#   threading: _SHUTTING_DOWN, _register_atexit: to end before Python joins its threads
+#   threading: _SHUTTING_DOWN, _register_atexit: `_SlotRunner._lend`, `_set_up_slots`
 #   threading.RLock(): _is_owned: to notice a destructor or signal handler that cuts in
 #   threading.Thread(): _daemonic: `_allowed_to_start`
 
@@ -7839,8 +7840,8 @@ class _Slot:
         free: in the pool -> asked (`_join`)
         asked: its worker starts, or imports a run's DAG -> serving (`_on_joined`) | free (`close`)
         serving: idle (`is_idle`) -> busy (`_on_took`) | calling (`_let_call`) | free (`close`)
-                 busy (`attempt`) -> idle | held (`_on_done`)
-                 busy, its job is being ended (`reason`: `ask_to_end`) -> spoilt (`_on_done`)
+                 busy (`attempt`) -> idle | spoilt | held (`_on_done`)
+                 busy, its job is being ended (`reason`: `ask_to_end`) -> spoilt | held (same)
                  spoilt (`spoilt` says why) -> dead (`_lose`), once it has no attempt
                  leaving (`spoilt` is "": `_hand_over`) -> free (`_on_left`), once it has none
         held: it keeps the attempt that it told of, until there is word -> calling (`_let_call`)
@@ -7865,7 +7866,7 @@ class _Slot:
         self.gone = False  # no message can come any more
         self.server: _ForkedServer | None = None  # the one that forked its worker, if one did
         self.process: Any = None  # or else its worker, as a multiprocessing.Process
-        self._executor: Any = None  # the executor that started this
+        self._executor: Any = None  # the executor that started it
         self._executor_thread: Any = None
         self.pid: int  # its worker's
         self.sentinel: int  # a descriptor, readable once its worker has ended
@@ -7926,7 +7927,7 @@ class _Slot:
         self.born = self.born if method == "fork" else 0.0
         if method == "forkserver" and not _forkserver_answers():
             raise OSError("the forkserver does not answer")
-        _script()  # multiprocessing asks `__main__` itself for its file
+        _script()  # it puts back what `__main__` has lost: multiprocessing looks there
         naming = copy.copy(context)
         name = f"{_WORKER_MARK}{os.urandom(4).hex()}"
         naming.Process = functools.partial(context.Process, name=name)
@@ -7955,7 +7956,7 @@ class _Slot:
             if getattr(self.process._popen, "method", "") != "forkserver":
                 self.pidfd, self._teller = _end_of_child(self.process)
         self.sentinel = self.process.sentinel if self.pidfd is None else self.pidfd
-        # The executor must watch this one, too: the process's own also ends with the forkserver.
+        # The executor must watch this one, too: the process's own tells the forkserver's end, too.
         executor._processes[self.pid] = watched = _Watched(self.pid, self.sentinel)
         return watched
 
@@ -8573,7 +8574,7 @@ class _SlotRunner(_Runner):
         self._heard = 0.0  # when a worker last said something
         self._deaf = False  # workers that look idle left a job lying, and none has spoken since
         self._watch = self._looked = 0.0  # a clock that stops with this process; its last setting
-        self._stuck: dict[_Slot, float] = {}  # since when, by `_watch`, TAKING is 1 in each
+        self._stuck: dict[_Slot, float] = {}  # since when, by `_watch`, each may be stopped
         self._streak = -1  # quick jobs in a row; below 0 for some time after a slow one
         self._suspects: set[int] = set()  # jobs that a dead worker may have taken
         self._unclear: list[_Slot] = []  # living workers that may have taken one of those
@@ -8739,7 +8740,7 @@ class _SlotRunner(_Runner):
         while self._unsent:
             attempt, job = self._unsent[0]
             number = next(self._numbers)
-            # In a chain of quick jobs its worker lingers after it, as the next one comes at once.
+            # After an eager job its worker polls: in a chain of quick jobs the next comes at once.
             eager = self._streak > 0 and not self._out and len(self._unsent) == 1
             try:
                 self._send((number, eager and not self._busy(), *job))
@@ -9036,8 +9037,8 @@ class _SlotRunner(_Runner):
 
     def _look_for_stalled(self, now: float) -> None:
         """Send a job again that lies in the queue though workers are idle: the one worker that it
-        woke has died, left or been stopped. Kill a worker that was stopped between receiving a job
-        and telling of it, once the longest timeout of the jobs that are out has passed."""
+        woke has died, left or been stopped. Kill a worker that stays stopped, idle or between
+        receiving a job and telling of it, for the longest timeout of the jobs that are out."""
         # Before `_recall`, which takes jobs out of `_out` for a moment.
         limits = [job.timeout for _, job in self._out.values() if job.timeout is not None]
         limits += [_GRACE for attempt, _ in self._out.values() if attempt in self._ending]
@@ -9849,7 +9850,7 @@ def _place() -> dict[str, Any]:
 
 
 def _refuse_reentry() -> None:
-    """Refuse run() in a child process that imports a script without a main guard: end a worker."""
+    """Refuse run() in a child that imports a script without a main guard; a worker ends at once."""
     child: Any = None
     with contextlib.suppress(KeyError, AttributeError, NameError):  # it is not (fully) imported
         child = sys.modules["multiprocessing.process"].current_process()
@@ -10440,7 +10441,7 @@ class _Run(_Start):
             start, took = attempt.began, _monotonic() - attempt.first_taken
         attempt.started, attempt.ended = _iso_of(start), _iso_of(start + took)
         if outcome.terminated and self.reason is not None:
-            # `unasked`: the signal may have been for the worker's last job, or the whole group.
+            # `unasked`: the signal may have been for the worker's job before, or for all.
             self.plan.interrupt(instance, again=outcome.unasked)
             attempt.state, attempt.error = "interrupted", self.reason
         else:
@@ -10631,7 +10632,7 @@ class _InLine:
         """As `Future.cancel`. `close`: close the run as failed; else it stays for `recover`."""
         with _HeldSignals() as held:
             if self._fate.acquire(blocking=False):
-                # Only the first call: asyncio, which hears of it, cancels the future again.
+                # The first call decides on `close`: asyncio, told of it, cancels the future again.
                 self._is_cancelled, self._to_close = True, close
                 # As `held` ends, in reverse, whatever a callback raises: futures.wait() needs both.
                 held.callback(self.future.set_running_or_notify_cancel)

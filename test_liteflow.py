@@ -26506,7 +26506,7 @@ class ShapeTest(unittest.TestCase):
         self.assertEqual(len(rows), block.count("\n"))
         for name in ("futures.process", "futures.thread"):
             importlib.import_module(f"concurrent.{name}")
-        for name in ("forkserver", "spawn"):
+        for name in ("forkserver", "spawn", "synchronize"):
             importlib.import_module(f"multiprocessing.{name}")
         for owner, names in rows:
             where = eval(owner, {**sys.modules})
