@@ -11373,7 +11373,7 @@ class _Line(_Record):
 _NO_STATE = "no state"  # of an instance that is still to run, or was when its run ended
 _HEADS = ("TASK", "STATE", "TRY", "START", "DURATION", "ERROR")
 _TABLE_FOLD = 10  # a task with so many mapped instances, or more, is one line of a table
-_MOST_SHOWN = 20  # the most of its failed instances with own lines; failures on a page; log lines
+_MOST_SHOWN = 20  # the most failed instances of it with own lines; on a page: failures, log lines
 
 
 class _Style(_Record):
@@ -11478,7 +11478,7 @@ def _seen_instances(run: DagRun, attempts: bool = False, **which: Any) -> list[T
 
 
 def _run_state(run: DagRun) -> str:
-    """A run's state for people: `running (owner dead)` if the run's owner died before its end."""
+    """A run's state for people: `running (owner dead)` if the owner died while the run ran."""
     return "running (owner dead)" if run._owner_died else run.state.value
 
 
@@ -11486,7 +11486,7 @@ def _run_state(run: DagRun) -> str:
 
 _MAX_EDGES, _MAX_TEXT = 500, 50_000  # the most edges and characters that Mermaid draws by default
 _MOST_ABREAST = 8  # boxes beside each other that can still be read on a page
-_GANTT_FOLD, _TIMELINE_FOLD = 5, 20  # a task with so many mapped instances has one bar for all
+_GANTT_FOLD, _TIMELINE_FOLD = 5, 20  # a task with so many mapped instances or more has one bar
 _DIRECTIONS = ("TD", "TB", "LR", "RL", "BT")
 
 
@@ -11621,7 +11621,7 @@ def _live_url(diagram: str) -> str:
 
 _LINE_SHOWN = 300  # the most characters of a line, where the last lines of an output are shown
 _FROZEN = hasattr(sys, "frozen")  # by PyInstaller, say: `sys.executable` runs only this program
-# Not `isprintable`, yet harmless: white space, spaces of all widths, joiners in words and emoji.
+# Not `isprintable`, yet harmless: white space, some other spaces, joiners in words and emoji.
 _HARMLESS = "\n\t\xa0\u2007\u2009\u200a\u200c\u200d\u202f\u3000"
 
 
@@ -11711,7 +11711,7 @@ def _seconds_text(seconds: float | None) -> str:
     if seconds is None:
         return ""
     short = ((0.001, "<1 ms"), (0.095, f"{1000 * seconds:.0f} ms"), (9.95, f"{seconds:.1f} s"))
-    for limit, text in short:  # 9.95 seconds would be shown as `10.0 s`
+    for limit, text in short:  # a time just above 9.95 seconds would read `10.0 s`
         if seconds < limit:
             return text
     minutes, rest = divmod(round(seconds), 60)
@@ -11780,7 +11780,7 @@ def _typed(*words: str) -> str:
 
 def _quoted(word: str) -> str:
     """Quote a word of a command. A word with characters that a terminal can't show becomes `$'...'`
-    with those bytes as octal numbers, which bash, zsh and ksh read."""
+    with all bytes but plain ones as octal numbers, which bash, zsh and ksh read."""
     if _clean(word) == word and not {"\n", "\t"} & {*word}:
         return shlex.quote(word)
     data = word.encode(errors="surrogateescape")
@@ -11875,7 +11875,7 @@ def _facts_of(error: str) -> list[str]:
     cause = before.rpartition("\nThe above exception was the direct cause of")[0].strip()
     cause = cause.removesuffix('"""').rstrip()  # multiprocessing quotes a child's traceback by them
     facts += [f"caused by {_own_line(cause)}"] if cause else []
-    if error.endswith("killed by SIGKILL"):  # a worker was
+    if error.endswith("killed by SIGKILL"):  # the worker; a command's error ends with the command
         facts.append("by somebody, or by the system, as it does when memory runs out")
     return [*facts, *filter(None, [_place_of(error)])]
 
@@ -11931,7 +11931,7 @@ def _report_of(run: DagRun, instances: list[TaskInstance]) -> list[str]:
 
 
 def _way_on(run: DagRun, instances: list[TaskInstance]) -> dict[str, str]:
-    """Return the command that goes on with a run, by its purpose in words; empty if none can."""
+    """Return the command that goes on with a run, by what it is for; empty if none is needed."""
     if run.owner_alive or run.state is DagRunState.SUCCESS:
         return {}
     failed = any(ti.state is _S.FAILED for ti in instances)
@@ -12137,7 +12137,7 @@ def _layered(boxes: Sequence[_Box]) -> tuple[list[list[_Knot]], dict[_Link, None
     for box in boxes:
         for up in sorted(depths.keys() & {*box.upstream}):
             between = [(up, depth) for depth in range(depths[up] + 1, depths[box.task_id])]
-            # Edges from one box share their bends, so the dict drops what they have in common.
+            # Edges from one box share their bends: a link that they have in common is there once.
             links |= dict.fromkeys(itertools.pairwise([up, *between, box.task_id]))
     layers: list[list[_Knot]] = [[] for _ in range(max(depths.values(), default=0) + 1)]
     for knot in dict.fromkeys([*depths, *itertools.chain(*links)]):
@@ -12146,8 +12146,8 @@ def _layered(boxes: Sequence[_Box]) -> tuple[list[list[_Knot]], dict[_Link, None
 
 
 def _untangled(layers: Sequence[list[_Knot]], links: Iterable[_Link]) -> dict[_Knot, float]:
-    """Order each layer so that few edges cross, and return each knot's height. Sweeps down and up
-    move a knot near the mean of its links' ends in the layer before, apart from those beside it."""
+    """Order each layer so that few edges cross, and return each knot's y. Two sweeps down and two
+    up move it near the mean of its links' ends in the layer before, apart from those beside it."""
     above, below = (collections.defaultdict[_Knot, list[_Knot]](list) for _ in range(2))
     for a, b in links:
         above[b].append(a)
@@ -12362,7 +12362,7 @@ _NO_TASKS = "there are no tasks: a @task function makes one when it is called in
 
 
 def _status_lines(snapshot: _Snapshot, width: int, rows: int, color: bool) -> list[str]:
-    """Return the status: a bar, the counts, and the tasks that have run longest, in `rows` rows."""
+    """Return the status: a bar, the counts, and what has run longest, in at most `rows` rows."""
     counts, running, seconds = snapshot
     total = sum(counts.values())
     ended = sum(counts.get(state, 0) for state in _ENDED)
@@ -12605,14 +12605,14 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
 
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
-    """Run the command line of a DAG's script: its help calls it `name`, `command` restarts it."""
+    """Run a script's command line. Its help calls it `name`; `command` starts the script again."""
     name = os.path.basename(sys.argv[0]) or "workflow"
     if name.endswith((".py", ".pyz")) or os.path.isdir(sys.argv[0]):  # no shell finds these
         name = f"python3 {_typed(sys.argv[0])}"
     file, module = _script()
     start = sys.executable if _FROZEN else sys.argv[0]
     words = [os.path.abspath(start)] if os.path.exists(start) else []
-    if module and file == sys.argv[0]:  # by `python3 -m`; they differ for a folder, zip or profiler
+    if module and file == sys.argv[0]:  # by `python3 -m`; these differ for a folder, zip, profiler
         words = ["-m", module.removesuffix(".__main__")]
         name = f"python3 {_typed(*words)}"
     own = len(sys.argv) - len(argv or ())
@@ -12772,7 +12772,7 @@ def _tell_end(run: DagRun, options: argparse.Namespace) -> None:
         _say(_clean(f"run {run.run_id} of DAG {run.dag_id!r} failed: {run.reason or 'see below'}"))
     if failed or not options.quiet:  # tasks may have failed in a run that is a success
         lines = _report_of(run, _seen_instances(run))
-    else:  # such a callback may have been to report a run whose scheduler was killed
+    else:  # a callback that failed may have had to report a run whose scheduler was killed
         lines = [_clean(f"{run._name}: {line}") for line in _failed_callbacks(run)]
     for line in lines:
         _say(line)
@@ -12837,7 +12837,7 @@ def _cmd_scaffold(options: argparse.Namespace) -> None:
 # --- Command line: looking ------------------------------------------------------------------------
 
 _POLL = 0.5  # seconds between two looks at a live run
-_SHORTEST_PART = 4  # the least characters that may stand for a run's id: fewer fit by chance
+_SHORTEST_PART = 4  # the fewest characters that may stand for a run's id: less fits by chance
 _PARTS_READ = 100  # the most parts of logs to read at a time, half a megabyte each at most
 # What `--json` prints of an instance, and of an attempt.
 _INSTANCE_NAMES = """task_id map_index element state try_number max_tries start_date end_date
@@ -13206,7 +13206,7 @@ def _cmd_stop(options: argparse.Namespace) -> None:
 def _cmd_clear(options: argparse.Namespace) -> None:
     run = _chosen_run(options.db, options.run)
     cleared = ", ".join(run.clear(options.task, downstream=not options.only))
-    also = "" if options.only else ", with what hangs on it"
+    also = "" if options.only else ", with all downstream of it"
     _say(_clean(f"cleared in run {run.run_id!r}: {cleared}; a resume runs that again{also}"))
     if command := _script_command(run, {"--resume": ""}):
         _say(command)

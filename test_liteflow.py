@@ -22684,7 +22684,8 @@ class SeeingTest(ScriptCase):
         self.seen("clear", "night", "good")  # with the run, all that ran has ended
         self.assertIsNone(self.states(Dag("night").runs(self.db)[0])["waits"])
         told = self.cli("clear", "night", "waits").stderr
-        self.assertRegex(told, "cleared in run 'manual__.*': waits; a resume runs that again, with")
+        said = "waits; a resume runs that again, with all downstream of it"
+        self.assertRegex(told, f"cleared in run 'manual__.*': {said}")
         run = Dag("night").runs(self.db)[0]
         states = self.states(run)
         self.assertEqual((run.state, states["good"], states["waits"]), ("queued", None, None))

@@ -5,9 +5,9 @@
     python3 examples/benchmark.py --json       for a program
 
 Both sides take turns in one run. What counts is the ratio of their medians, as the times depend on
-the machine. liteflow runs with its defaults and stores everything. Runs on warm workers share one
-file, as in a program; every other run gets a new file. Each result is checked, and the bytecode of
-both sides is cached before.
+the machine. liteflow runs with its defaults and stores everything. Small runs on warm workers share
+one file, as in a program; every other run gets a new file. Each result is checked, and the bytecode
+of both sides is cached before.
 """
 
 import argparse
