@@ -3242,10 +3242,19 @@ def _resolved(what: str, params: Mapping[str, Any], conf: Mapping[str, Any]) -> 
 
 # --- Plan: which task may run, and what follows from each outcome (no I/O, no clock) --------------
 
+# The plan's words: a node is a task with its instances. An instance is decided once its trigger
+# rule lets it run, or ends it; it is doomed if it was sent to a worker and the run has to end it,
+# and passing if it ends without a worker. A gate of a node is a branch or short circuit that may
+# still skip it (leave it out). The scope of a setup reaches down to each of its teardowns, or to
+# all that is below it if it has none. Two nodes are in step if they are in one mapped group, where
+# an instance concerns only those of its own index. A node is crowded while other runs use up its
+# limit. In a resume, an instance that runs again pulls what is downstream of it, so that this runs
+# again, too; one that is taken along runs again and pulls nothing.
+
 
 class _Past(_NamedTuple):
-    """A task instance as an earlier stretch of the run left it, with its latest attempt. The plan
-    gets these as a resume goes on with them: those to be decided anew have the state None."""
+    """A recorded task instance of a run that is resumed, with its latest attempt. `_Resumption`
+    changes these to what the plan starts from: those to be decided anew have the state None."""
 
     row_id: int
     task_id: str
@@ -3254,9 +3263,9 @@ class _Past(_NamedTuple):
     try_number: int
     max_tries: int
     lost: int = 0  # attempts in a row that went down with their scheduler
-    cleared: int = 0  # by somebody: _CLEARED, with what hangs on it, or _CLEARED_ALONE
+    cleared: int = 0  # by a person: _CLEARED, with all that is downstream, or _CLEARED_ALONE
     element: str | None = None  # what it was mapped over, as a digest
-    preview: str | None = None  # the same, for people
+    preview: str | None = None  # what it was mapped over, as a short text for people
     takes: str | None = None  # the tasks whose results it took, as JSON
     flow: str | None = None  # what a branch chose, or whether a short circuit went on, as JSON
     role: str | None = None
@@ -3268,14 +3277,15 @@ class _Past(_NamedTuple):
 
 
 _CLEARED, _CLEARED_ALONE = 1, 2
-_NEVER_RUN = _Past(0, "", -1, None, try_number=0, max_tries=0)  # what is new, whatever its task
+_NEVER_RUN = _Past(0, "", -1, None, try_number=0, max_tries=0)  # for a new instance of any task
 
-# What a node waits for is counted in a list: at these places the instances that ended so (what a
-# stopped run leaves counts as upstream_failed), at the last one the tasks that have any pending.
+# A node counts what it waits for in a list of five numbers. Four are at these places: the instances
+# that ended in that state (one that a stopped run leaves undone counts as upstream_failed). At the
+# place _PENDING is the number of tasks that have pending instances.
 _END_AT: dict[str | None, int] = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.SKIPPED: 3}
 _PENDING = 4
 _NO_COUNTS = [0] * 5  # shared by all nodes that wait for nothing
-_Nodes = list["_Node"] | tuple[()]  # most are empty, and share that tuple
+_Nodes = list["_Node"] | tuple[()]  # most nodes have none, and share the empty tuple
 _callbacks_and_timeout = operator.attrgetter(*_CALLBACK_OF.values(), "execution_timeout")
 
 
@@ -3294,26 +3304,26 @@ class _Instance:
         self.max_tries = recorded.max_tries if recorded.row_id else node.task.retries
         self.lost = recorded.lost
         self.flow = recorded.flow
-        self.alone = recorded.died  # it may have killed its scheduler: nothing is sent with it
+        self.alone = recorded.died  # it may have killed its scheduler: it runs beside no other
         self.row_id = recorded.row_id
         self.decided = False  # its rule has let it run, or it has ended
-        self.counts_as = _PENDING  # or, once it has ended or is left, a place of _END_AT
-        self.before: TaskInstanceState | None = None  # its state when it was sent
+        self.counts_as = _PENDING  # a place of _END_AT, once it has ended or is left undone
+        self.before: TaskInstanceState | None = None  # its state when it was last sent
 
     def beside(self, node: _Node) -> Sequence[_Instance]:
-        """A task's instances that concern this one: in its mapped group its index's, else all."""
+        """The node's instances that concern this one: that of its index if in step, else all."""
         expanded = self.map_index >= 0 and node.instances[0].map_index >= 0
         in_step = expanded and self.node.is_in_step_with(node)
         return (node.instances[self.map_index],) if in_step else node.instances
 
     def move(self, state: TaskInstanceState | None) -> None:
-        """Change the state, if the table of transitions allows it."""
+        """Change the state. The table of transitions must allow it."""
         assert state in _NEXT[self.state], f"{self.label}: {self.state} -> {state}"
         self.state = state
 
 
 def _json_ids(task_ids: Collection[str]) -> str:
-    """The ids as a JSON list, made fast: in an id, only what is no ASCII has to be escaped."""
+    """The ids as a JSON list, made fast: in an id, JSON escapes only non-ASCII characters."""
     text = '["' + '", "'.join(task_ids) + '"]' if task_ids else "[]"
     return text if text.isascii() else json.dumps([*task_ids])
 
@@ -3325,13 +3335,13 @@ def _label_of(task_id: str, map_index: int) -> str:
 def _limit_of(task: BaseOperator) -> int:
     """How many of a task's instances its own limits let run at once in this run."""
     if task._mapping is None:
-        return sys.maxsize  # it has one
+        return sys.maxsize  # there is only one instance
     limits = (task.max_active_tis_per_dagrun, task.max_active_tis_per_dag)
     return min(filter(None, limits), default=sys.maxsize)
 
 
 class _Node:
-    """A task in the plan: its place in the graph, its instances, and how those before it ended."""
+    """A task in the plan: its neighbours, its instances, and how those that it waits for ended."""
 
     __slots__ = """closers counts downstream expanded feeds gates group guarded holds instances
         limit mapping mates needs open order sent setups sheltered sources task upstream
@@ -3342,56 +3352,59 @@ class _Node:
         self.weight = task.priority_weight
         self.upstream: tuple[_Node, ...] = ()
         self.downstream: tuple[_Node, ...] = ()
-        self.setups: _Nodes = ()  # a teardown's own; of work, those further up around it
-        self.sheltered: _Nodes = ()  # what is in a setup's scope
-        # Branches and short circuits that may leave it out; of a teardown, all further up in its
-        # scopes, too: a failure may have decided what stands between, while they still run.
+        # A teardown's own setups; for other nodes, those of their scopes that are not directly
+        # upstream (the trigger rule heeds those).
+        self.setups: _Nodes = ()
+        self.sheltered: _Nodes = ()  # if this is a setup: all nodes in its scope, and its teardowns
+        # Branches and short circuits that may skip this node. For a teardown also all nodes of its
+        # scopes that are not directly upstream: they may run on when those between have failed.
         self.gates: _Nodes = ()
-        self.guarded: _Nodes = ()  # what this one, a branch or short circuit, may leave out
-        self.closers: _Nodes = ()  # the teardowns in whose scopes this is such a gate
-        self.feeds: tuple[_Node, ...] = ()  # those that are mapped over its result
-        self.sources: tuple[_Node, ...] = ()  # those whose results it is mapped over
-        self.mates: Sequence[_Node] = ()  # those that are mapped together with it, in order
+        self.guarded: _Nodes = ()  # the nodes that this branch or short circuit may skip
+        self.closers: _Nodes = ()  # the teardowns that have this node as a gate, being in its scope
+        self.feeds: tuple[_Node, ...] = ()  # the nodes that are mapped over its result
+        self.sources: tuple[_Node, ...] = ()  # the nodes whose results it is mapped over
+        self.mates: Sequence[_Node] = ()  # all nodes of its mapping, itself too, in order
         self.mapping = task._mapping
         self.group = self.mapping if self.mapping is not None and self.mapping.of_group else None
-        # Whether its worker waits for word after an attempt: callbacks come once the outcome is
-        # committed, and a signal that is to end the attempt must not meet the worker's next job.
+        # Whether the worker waits for the run's word after an attempt: callbacks come after the
+        # commit, and a signal that is meant to end the attempt must not hit the worker's next job.
         given = _callbacks_and_timeout(task)
         self.holds = task._dag_or_error().fail_fast or given.count(None) < len(given)
-        self.expanded = True  # it has the instances that it will have, one at least
-        self.counts = self.needs = _NO_COUNTS  # of `upstream` and `setups` that are not in step
+        self.expanded = True  # it has its final instances, at least one
+        # How the nodes of `upstream`, and of `setups`, ended, but for those in step (see `tally`).
+        self.counts = self.needs = _NO_COUNTS
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
-        self.sent = 0  # to a worker, and not ended
+        self.sent = 0  # instances that are at a worker, or on their way to one
         self.limit = _limit_of(task)
 
     def is_in_step_with(self, other: _Node) -> bool:
-        """Whether both stand in one mapped group, so that index waits for index."""
+        """Whether both are in one mapped group, so that an instance waits for its own index."""
         return self.group is not None and self.group is other.group
 
     def decide(self, instance: _Instance) -> TaskInstanceState | None:
-        """RUNNING if it may run, the state it ends in without running, or None: wait."""
+        """RUNNING if the instance may run, its final state if it may not, or None: it must wait."""
         if not self.upstream:
             return _S.RUNNING
         rule = self.task.trigger_rule
         decision = _by_rule(rule, *self.tally(instance, self.counts, self.upstream))
         if self.setups and rule is not TriggerRule.ALWAYS:
-            is_teardown = self.task.is_teardown  # one setup is enough, but all else must have ended
+            is_teardown = self.task.is_teardown  # needs one setup, but waits for all upstream
             enough = TriggerRule.ONE_SUCCESS if is_teardown else TriggerRule.ALL_SUCCESS
             allowed = _by_rule(enough, *self.tally(instance, self.needs, self.setups))
-            # Here, too, a failure wins over a skip, whatever came first.
+            # A setup's skip waits for upstream, too: a failure there would win over the skip.
             waits = decision is None and (is_teardown or allowed is _S.SKIPPED)
             if decision is not _S.UPSTREAM_FAILED and allowed is not _S.RUNNING and not waits:
                 decision = allowed
-        # What a branch or short circuit leaves out is skipped, whatever failed beside it; and a
-        # teardown waits for all work in its scope.
+        # An open gate delays upstream_failed, because what a branch leaves out is skipped whatever
+        # else failed; and it delays a teardown, which waits for all work in its scope.
         heeds = decision is _S.UPSTREAM_FAILED or (decision is not None and self.task.is_teardown)
         if heeds and self.is_gated(instance):
             return None
         return decision
 
     def tally(self, instance: _Instance, counts: list[int], nodes: Iterable[_Node]) -> list[int]:
-        """The counts; each of the nodes that is in step adds its instance of the same index."""
+        """Return the counts plus, of each of the nodes in step, the instance of the same index."""
         if self.group is None:
             return counts
         counts = counts.copy()
@@ -3401,7 +3414,7 @@ class _Node:
         return counts
 
     def is_gated(self, instance: _Instance) -> bool:
-        """Whether one of its gates is open: a branch, say, may still leave it out."""
+        """Whether a gate is still open: a branch, say, that may yet skip the instance."""
         gates = (gate for gate in reversed(self.gates) if gate.open)
         return any(x.counts_as == _PENDING for gate in gates for x in instance.beside(gate))
 
@@ -3409,10 +3422,11 @@ class _Node:
 def _by_rule(
     rule: TriggerRule, success: int, failed: int, upstream_failed: int, skipped: int, pending: int
 ) -> TaskInstanceState | None:
-    """Airflow's table, by how many upstream instances ended in which state, and tasks are pending.
+    """Airflow's table of trigger rules; takes the five counts of a node.
 
-    RUNNING if it may run, the state it ends in without running, or None: wait. In one thing it is
-    stricter: a failure wins over a skip, whatever came first, or the faster worker would decide.
+    RUNNING if the instance may run, its final state if it may not, or None: it has to wait. The
+    table is stricter than Airflow's in one thing: a failure wins over a skip, whichever came first,
+    or the faster worker would decide.
     """
     bad, done = failed or upstream_failed, not pending
     run = _S.RUNNING if done else None
@@ -3448,7 +3462,7 @@ def _by_rule(
 
 
 def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
-    """The tasks as nodes that know their neighbours, their weights, setups and gates."""
+    """Return the tasks, by id, as nodes with their neighbours, weights, setups and gates."""
     nodes = {t: _Node(task, i) for i, (t, task) in enumerate(dag.task_dict.items())}
     for node in nodes.values():
         if above := node.task._upstream:
@@ -3471,9 +3485,11 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
 
 
 def _reach(order: Sequence[_Node], side: str, marks: Iterable[int]) -> Iterator[tuple[_Node, int]]:
-    """Each node of an order, with the marks of all that lie on that side of it, as a bit set.
+    """Yield each node with the marks of all nodes on that `side` of it ("upstream" or "downstream")
+    as a bit set; the order must begin on that side.
 
-    Each hands its set on and lets go of it; marks come one by one, as 50,000 would take 156 MB.
+    A node passes its set on and drops it, and the marks are taken one by one: all sets of 50,000
+    nodes at a time would take 156 MB.
     """
     sets: dict[_Node, int] = {}
     other_side = "downstream" if side == "upstream" else "upstream"
@@ -3481,13 +3497,13 @@ def _reach(order: Sequence[_Node], side: str, marks: Iterable[int]) -> Iterator[
         bits = sets.pop(node, 0)
         yield node, bits
         bits |= mark
-        for after in getattr(node, other_side):  # all of them share it, as long as it is alone
+        for after in getattr(node, other_side):  # they share one int until another set joins it
             sets[after] = sets[after] | bits if after in sets else bits
 
 
 def _weigh(order: Sequence[_Node]) -> None:
-    """Priorities: a task's own weight, with those of all descendants or ancestors. They are added
-    up bit by bit of the weights, so that many different ones cost no more than a few."""
+    """Set priorities: a task's own weight plus, by its rule, those of all below or above it. The
+    sum is made for each bit of the weights, so many different weights cost no more than a few."""
     for rule, ordered in ((WeightRule.DOWNSTREAM, order[::-1]), (WeightRule.UPSTREAM, order)):
         side = rule.value
         needed = any(n.task.weight_rule is rule for n in order if getattr(n, side))
@@ -3508,7 +3524,8 @@ def _find_gates(order: Sequence[_Node]) -> None:
         if (flow := node.task._flow) is None:
             continue
         far = flow != "branch" and getattr(node.task, "ignore_downstream_trigger_rules", True)
-        # As in Airflow, a mapped one leaves out none beside its group, a short circuit no teardown.
+        # As in Airflow, a mapped branch or short circuit skips nothing outside its mapped group,
+        # and a short circuit skips no teardown.
         node.guarded = []
         for below in _all_from(node.downstream) if far else node.downstream:
             outside = node.mapping is not None and not below.is_in_step_with(node)
@@ -3519,9 +3536,8 @@ def _find_gates(order: Sequence[_Node]) -> None:
 
 
 def _find_setups(order: Sequence[_Node]) -> None:
-    """Give each node the setups in whose scope it stands (a teardown: those right above it), and a
-    teardown, as gates, all that stands further up in its scopes."""
-    # A bit stands for a setup and a teardown of it. A scope without a teardown has no end.
+    """Fill in `setups`, `sheltered`, `closers`, and the gates that a teardown has in its scopes."""
+    # Each bit is one scope: a setup and one of its teardowns, or None if it has no teardown.
     scopes = list[tuple[_Node, _Node | None]]()
     begun, ended = collections.Counter[_Node](), collections.Counter[_Node | None]()
     for setup in [node for node in order if node.task.is_setup]:
@@ -3538,9 +3554,9 @@ def _find_setups(order: Sequence[_Node]) -> None:
     for node, above in _reach(order, "upstream", [begun[node] for node in order]):
         inside = above & (ended[None] | ended_below[node])
         while inside:
-            setup, end = scopes[(inside & -inside).bit_length() - 1]  # of the lowest bit
-            inside &= inside - 1  # which this clears
-            # The last entry tells whether another scope has brought this node here already.
+            setup, end = scopes[(inside & -inside).bit_length() - 1]  # the lowest bit's
+            inside &= inside - 1  # clears the lowest bit
+            # If another scope has added this node to a list already, it is the last there.
             if not node.task.is_teardown and setup.sheltered[-1:] != [node]:
                 _shelter(setup, node)
             if end is not None and end not in node.downstream and end.gates[-1:] != [node]:
@@ -3550,7 +3566,7 @@ def _find_setups(order: Sequence[_Node]) -> None:
 
 
 def _shelter(setup: _Node, node: _Node) -> None:
-    """Note that the node stands in the setup's scope; its trigger rule sees one right above it."""
+    """Add the node to the setup's scope. Work right below the setup heeds it by trigger rule."""
     setup.sheltered = setup.sheltered or []
     setup.sheltered.append(node)
     if setup in node.upstream and not node.task.is_teardown:
@@ -3564,14 +3580,14 @@ def _shelter(setup: _Node, node: _Node) -> None:
 def _all_from(
     first: Iterable[T], step: Callable[[Any], Iterable[T]] = operator.attrgetter("downstream")
 ) -> dict[T, None]:
-    """The first ones and all that steps from them lead to; by default, all that is below nodes."""
-    found: dict[T, None] = {}
+    """Return all items that are reached from the first ones (which count, too) by `step`."""
+    reached: dict[T, None] = {}
     following = list(first)
     while following:
-        if (one := following.pop()) not in found:
-            found[one] = None
-            following += step(one)
-    return found
+        if (item := following.pop()) not in reached:
+            reached[item] = None
+            following += step(item)
+    return reached
 
 
 # --- Plan: the machine ----------------------------------------------------------------------------
@@ -3580,11 +3596,11 @@ def _all_from(
 class _Plan:
     """The state of a run: fed with what happened, it says what may start and what changed.
 
-    `take` gives the instances that may start, one by one; `start` says that one was sent to a
-    worker, `finish` how its attempt ended. `settle`, after the events of a turn, draws the
-    conclusions. For the run to record, `changed` collects the instances whose state a rule decided,
-    `expanded` the tasks that got their instances. `passing` are those that end at once: as in
-    Airflow they take no worker, nor a place among others. Times are seconds of the caller's clock.
+    `take` returns the instances that may start, one by one. The run calls `start` for one that it
+    sends to a worker, `finish` when its attempt ended, and after the events of a turn `settle`,
+    which applies the trigger rules. For the run to record, `changed` collects the instances whose
+    state the plan decided, `expanded` the tasks that got their instances. Those in `passing` end at
+    once: as in Airflow they take no worker and count for no limit. Times are the caller's seconds.
     """
 
     def __init__(
@@ -3596,22 +3612,22 @@ class _Plan:
         pools: Mapping[str, int] | None = None,
         order: Sequence[BaseOperator] | None = None,
     ) -> None:
-        """`order`: the tasks, each after those it waits for, where that is known."""
+        """`order`: the tasks, each after those that it waits for, if the caller has that."""
         self.dag, self.logical_date = dag, logical_date
         self.changed: list[_Instance] = []
         self.expanded: list[_Node] = []
         self.passing: list[_Instance] = []
-        self.doomed: list[_Instance] = []  # sent, and to be ended by the run
-        self.crowded = set[_Node]()  # other runs fill their limits, until the run clears this
-        self.sent = 0  # to a worker, and not ended
-        self.unfinished = 0  # instances that have not ended, nor are left by a stopped run
+        self.doomed: list[_Instance] = []  # the run ends their attempts and clears this
+        self.crowded = set[_Node]()  # the run adds to this, and clears it now and then to look anew
+        self.sent = 0  # instances that are at a worker, or on their way to one
+        self.unfinished = 0  # instances that have not ended, but for what a stopped run leaves
         self.timed_out = self.gave_up = self._stopped = False
-        self._once_more = set[_Instance]()  # teardowns of a stopped run that were cut off, once
+        self._once_more = set[_Instance]()  # teardowns cut off in a stopped run, which got one more
         self._free = collections.defaultdict[str, int](lambda: sys.maxsize, pools or {})
         # What may start, in heaps: one for each pool, and one for each task that a limit holds up.
         self._queues: dict[tuple[str, _Node | None], list[tuple[int, int, int, _Instance]]] = {}
-        self._delayed: list[tuple[float, int, int, _Instance]] = []  # a heap, by when it may start
-        self._dirty: dict[_Instance, None] = {}  # their state has to be decided
+        self._delayed: list[tuple[float, int, int, _Instance]] = []  # a heap, by time of the start
+        self._dirty: dict[_Instance, None] = {}  # `settle` looks at their trigger rules
         self._recorded = recorded or {}
         self.by_id = _make_nodes(dag, order or dag.topological_sort())
         self.nodes = list(self.by_id.values())
@@ -3619,14 +3635,14 @@ class _Plan:
         self._begin()
 
     def _begin(self) -> None:
-        """Make the instances there are at first: recorded ones, those of constants, or one. Count
-        what a resumed run keeps; every other instance has to be decided."""
+        """Make the instances that are known now: of a mapped task as many as constants give or as
+        are recorded, else one. Count the ends that a resumed run keeps, and touch all else."""
         sizes = collections.Counter(task_id for task_id, index in self._recorded if index >= 0)
         for node in self.nodes:
             task_id, count = node.task.task_id, 0
             if node.mapping is not None and not node.sources:
                 count = node.mapping.count(self.known)
-            # Not if a row stands for all instances: then it is to be expanded anew.
+            # A row of index -1 stands for all instances of a task that is to be expanded anew.
             elif node.mapping is not None and (task_id, -1) not in self._recorded:
                 count = sizes[task_id]
             self._give_instances(node, count)
@@ -3635,13 +3651,14 @@ class _Plan:
             self._ended(instance)
         for instance in [i for i in kept if i.flow]:  # skip again what a kept branch left out
             self.skip(instance, self.left_out(instance, _parsed(instance.flow, dict), strict=False))
-        self._dirty.clear()  # all that is open is touched, in the order of the tasks
+        self._dirty.clear()  # in the order of the ends: touch all anew, in the order of the tasks
         for node in self.nodes:
             if node.open:
                 self._touch(node)
 
     def _give_instances(self, node: _Node, count: int) -> None:
-        """Give the node so many; for 0 one, that stands for those to come, or is all there is."""
+        """Give the node so many mapped instances; for 0, one of index -1: all that an unmapped task
+        has, or a stand-in for the instances to come."""
         task_id, get = node.task.task_id, self._recorded.get
         indexes = range(count) if count else (-1,)
         node.instances = [_Instance(node, i, get((task_id, i), _NEVER_RUN)) for i in indexes]
@@ -3650,8 +3667,8 @@ class _Plan:
         self.unfinished += node.open
 
     def _touch(self, node: _Node, by: _Instance | None = None) -> None:
-        """What is undecided of the node has to be decided: one instance stands for all, but in a
-        mapped group each counts, or the one that has the index of `by`."""
+        """Mark the node's undecided instances for `settle`: in a mapped group each, or only the one
+        of `by`'s index; else the first, as the decision about it holds for all."""
         for instance in node.instances if by is None else by.beside(node):
             if not instance.decided:
                 self._dirty[instance] = None
@@ -3668,10 +3685,10 @@ class _Plan:
         """How many instances may start now, at most: more workers would be of no use."""
         while self._delayed and self._delayed[0][0] <= now:
             self.enqueue(heapq.heappop(self._delayed)[-1])
-        found = collections.Counter[str]()
+        ready = collections.Counter[str]()
         for (pool, node), queue in self._queues.items():
-            found[pool] += len(queue) if node is None else min(len(queue), self._places(node))
-        fit = sum([min(n, self._free[pool]) for pool, n in found.items()])
+            ready[pool] += len(queue) if node is None else min(len(queue), self._places(node))
+        fit = sum([min(n, self._free[pool]) for pool, n in ready.items()])
         return min(fit, self.dag.max_active_tasks - self.sent)
 
     def _places(self, node: _Node) -> int:
@@ -3679,7 +3696,7 @@ class _Plan:
         return 0 if node in self.crowded else node.limit - node.sent
 
     def enqueue(self, instance: _Instance) -> None:
-        """Let the instance start once there is room."""
+        """Let `take` return the instance once there is room, or let it pass."""
         node = instance.node
         if isinstance(node.task, EmptyOperator):
             return self.passing.append(instance)
@@ -3689,14 +3706,14 @@ class _Plan:
         heapq.heappush(self._queues.setdefault(key, []), entry)
 
     def take(self) -> _Instance | None:
-        """The next of the instances that may start: the caller must start, delay or enqueue it. In
-        a pool, nothing overtakes what finds no room."""
+        """Return the next instance that may start, or None. The caller must start, delay or enqueue
+        it. If a pool has too few free slots for its first one, nothing of the pool overtakes it."""
         queues = self._queues
         while True:
             full = []
             for key in sorted(queues, key=lambda k: queues[k][0]) if len(queues) > 1 else queues:
                 instance, (pool, node) = queues[key][0][-1], key
-                if instance.counts_as != _PENDING:  # a branch may have skipped it meanwhile
+                if instance.counts_as != _PENDING:  # a branch has skipped it meanwhile: drop it
                     break
                 if pool in full or (node is not None and self._places(node) <= 0):
                     continue
@@ -3712,17 +3729,17 @@ class _Plan:
                 return instance
 
     def delay(self, instance: _Instance, until: float) -> None:
-        """Let it start from then on: for a retry, or a next poke."""
+        """Enqueue the instance at the time `until`: for a retry, or a sensor's next poke."""
         heapq.heappush(self._delayed, (until, instance.node.order, instance.map_index, instance))
 
     def next_time(self) -> float | None:
-        """When time alone changes something next: a wait, for a retry say, ends."""
+        """When the first of the delayed instances may start, or None."""
         return self._delayed[0][0] if self._delayed else None
 
     # What happens.
 
     def start(self, instance: _Instance) -> None:
-        """The instance's next attempt is sent to a worker, or one that waited goes on."""
+        """The instance is sent to a worker, for a new attempt or to go on after a reschedule."""
         instance.before = instance.state
         if instance.state is not _S.UP_FOR_RESCHEDULE:
             instance.try_number += 1
@@ -3730,12 +3747,12 @@ class _Plan:
         self._occupy(instance, 1)
 
     def _occupy(self, instance: _Instance, places: int) -> None:
-        """It takes a place, or gives it back (-1): in the run, among its task's, in its pool."""
+        """Take (1) or give back (-1) a place: in the run, in its task's limit and in its pool."""
         node = instance.node
         self.sent += places
         node.sent += places
         self._free[node.task.pool] -= places * node.task.pool_slots
-        if places < 0:  # which one of its own may have, whatever other runs do
+        if places < 0:  # another instance of the node may have the place, whatever other runs do
             self.crowded.discard(node)
 
     def finish(
@@ -3743,7 +3760,7 @@ class _Plan:
     ) -> None:
         """The instance's attempt ended. `status`: success; skipped; failed, which is retried while
         tries are left; fatal, which is not; reschedule, if it gives its worker back for a while.
-        `note`: whether it stored a result, of which length, or how long it waits."""
+        `note`: "stored" (whether it stored a result), its "length", and "wait", in seconds."""
         if instance.state is _S.QUEUED:
             instance.move(_S.RUNNING)
         self._occupy(instance, -1)
@@ -3771,7 +3788,7 @@ class _Plan:
             self.give_up()
 
     def withdraw(self, instance: _Instance) -> None:
-        """The instance's attempt did not start after all: it may be sent again."""
+        """Undo `start`: no worker has taken the instance. It may be sent again."""
         self._occupy(instance, -1)
         if instance.before is not _S.UP_FOR_RESCHEDULE:
             instance.try_number -= 1
@@ -3782,26 +3799,28 @@ class _Plan:
             self._decide(instance, _S.SKIPPED)
 
     def interrupt(self, instance: _Instance, again: bool = False) -> None:
-        """The instance's attempt was cut off through no fault of its own. A stopped run runs it
-        `again` at once, if it is a teardown, but once; else that is for a resume."""
+        """The instance's attempt was cut off through no fault of its own, so it uses up no try. It
+        is left to a resume; but `again` lets a stopped run send a teardown once more (not twice:
+        the teardown may be what ends its worker)."""
         self._occupy(instance, -1)
         instance.max_tries += 1
         instance.move(None)
         if again and self._goes_on(instance) and instance not in self._once_more:
-            self._once_more.add(instance)  # it may do that itself, each time
+            self._once_more.add(instance)
             self.enqueue(instance)
         else:
             self._ended(instance)
 
     def _goes_on(self, instance: _Instance) -> bool:
-        """Whether the run still runs it: one that gave up, or was stopped, teardowns alone."""
+        """Whether the run still runs it. A run that gave up runs only teardowns, one that was
+        stopped only those that have setups, one that timed out nothing."""
         node = instance.node
         if self.gave_up and (self.timed_out or not node.task.is_teardown):
             return False
         return not self._stopped or bool(node.task.is_teardown and node.setups)
 
     def _decide(self, instance: _Instance, state: TaskInstanceState) -> None:
-        """It ends without running; of a stopped run, for a resume to decide."""
+        """End the instance without running it. A stopped run leaves its state to a resume."""
         if not self._stopped:
             instance.move(state)
             self.changed.append(instance)
@@ -3809,7 +3828,7 @@ class _Plan:
             self._ended(instance)
 
     def _ended(self, instance: _Instance) -> None:
-        """Count it as ended, and touch the nodes for which it may decide something."""
+        """Count the instance as ended, and touch the nodes whose decision may depend on it."""
         node, instance.decided = instance.node, True
         instance.counts_as = _END_AT.get(instance.state, _END_AT[_S.UPSTREAM_FAILED])
         self.unfinished -= 1
@@ -3824,21 +3843,21 @@ class _Plan:
                 self._count_end(below, below.needs, instance)
 
     def _count_end(self, below: _Node, counts: list[int], instance: _Instance) -> None:
-        """Count it at a node below (one in step looks for itself), and touch that if it matters."""
+        """Add the end to the counts of a node below, if not in step, and touch it if it matters."""
         node, place = instance.node, instance.counts_as
         if node.group is not None and below.is_in_step_with(node):
             return self._touch(below, instance)
         counts[place] += 1
         if not node.open:
             counts[_PENDING] -= 1
-        if counts[place] == 1 or not counts[_PENDING]:  # no rule minds a second of its kind
+        if counts[place] == 1 or not counts[_PENDING]:  # no rule tells two from one
             self._touch(below)
 
     # Conclusions.
 
     def settle(self) -> None:
-        """Decide about every task below something that ended, until nothing more follows: in
-        rounds, as Airflow does it, so that what one round decides is seen by the next."""
+        """Decide about what was touched, until nothing more follows from it. As in Airflow, this
+        goes in rounds: all decisions of a round are made on what the round before left."""
         while self._dirty:
             this_round, self._dirty = self._dirty, {}
             for instance, decision in [(i, self._decision(i)) for i in this_round]:
@@ -3846,7 +3865,8 @@ class _Plan:
                     self._carry_out(instance, decision)
 
     def _decision(self, instance: _Instance) -> TaskInstanceState | None:
-        """As `_Node.decide`; but what is not expanded heeds its sources, and RUNNING expands it."""
+        """Return what `_Node.decide` says. But a mapped node that is not expanded yet depends on
+        its sources, too, and its RUNNING means that it is to be expanded."""
         node = instance.node
         if instance.decided:
             return None
@@ -3857,7 +3877,8 @@ class _Plan:
         if _END_AT[_S.FAILED] in ends or _END_AT[_S.UPSTREAM_FAILED] in ends:
             return None if node.is_gated(instance) else _S.UPSTREAM_FAILED
         is_open = any(source.open for source in node.sources)
-        # A group that has elements expands as soon as it can, whatever the rules of its tasks.
+        # A group that has elements is expanded as soon as the sources have ended: the trigger rules
+        # of its tasks decide about each instance.
         skipped = _END_AT[_S.SKIPPED] in ends
         gives = is_open or (not skipped and self.count(node) != 0)
         decision = _S.RUNNING if node.group is not None and gives else node.decide(instance)
@@ -3866,7 +3887,7 @@ class _Plan:
         return None if is_open else _S.SKIPPED if skipped else decision
 
     def _carry_out(self, instance: _Instance, decision: TaskInstanceState) -> None:
-        """Apply it to the instance; outside of a mapped group, to all instances of the task."""
+        """Apply the decision to the instance; outside of mapped groups, to all of its task's."""
         node = instance.node
         if decision is _S.RUNNING and not node.expanded:
             return self._expand(node)
@@ -3888,32 +3909,33 @@ class _Plan:
 
     def _expand(self, node: _Node) -> None:
         """Give a mapped task, or all tasks of a mapped group, the instances they will have."""
-        # In a resume there may be some, and a setup that was taken along may give others by now.
+        # In a resume, mates may have instances already. Their number holds, even if the source is a
+        # setup that was taken along and gives a list of another length now.
         there = [mate.instances for mate in node.mates if mate.expanded]
         count = len(there[0]) if there else self.count(node)
         if not count:
             ended = _S.UPSTREAM_FAILED if count is None else _S.SKIPPED
             return self._decide(node.instances[0], ended)
-        for each in node.mates:
-            if each.expanded or not each.open:
+        for mate in node.mates:
+            if mate.expanded or not mate.open:
                 continue
-            [stand_in] = each.instances
+            [stand_in] = mate.instances
             stand_in.decided = True
             self.unfinished -= 1
-            self._give_instances(each, count)
-            first = each.instances[0]
-            first.row_id = first.row_id or stand_in.row_id  # keeps its place among the tasks
-            self.expanded.append(each)
-            self._touch(each)
+            self._give_instances(mate, count)
+            first = mate.instances[0]
+            first.row_id = first.row_id or stand_in.row_id  # so rows stay in the tasks' order
+            self.expanded.append(mate)
+            self._touch(mate)
 
     # Branches.
 
     def left_out(
         self, instance: _Instance, note: Mapping[str, Any], strict: bool = True
     ) -> Sequence[_Node]:
-        """What a branch's choice, or a short circuit's, leaves to be skipped: of what it may leave
-        out, all that is neither chosen nor below that. Raises AirflowException if the DAG does not
-        have what it chose."""
+        """Return what a branch or short circuit leaves out, by its note ("chosen" names, "go_on"):
+        all that it guards, but for what is chosen and what is below that. Raises AirflowException
+        for a chosen name that the DAG does not have, unless `strict` is False."""
         guarded, dag = instance.node.guarded, self.dag
         if "chosen" not in note:
             return guarded if note.get("go_on") is False else ()
@@ -3921,7 +3943,7 @@ class _Plan:
         for name in note["chosen"] or ():
             if name in dag:
                 chosen += [self.by_id[task.task_id] for task in dag[name]._starts()]
-            elif strict:  # else it has gone from the code since
+            elif strict:  # a recorded choice may have gone from the code since
                 near = _near(name, [*dag.task_dict, *dag.task_group_dict])
                 what = f"{_shown(name)}, which is no task or group of DAG {dag.dag_id!r}{near}"
                 raise AirflowException(f"the branch chose {what}")
@@ -3929,8 +3951,8 @@ class _Plan:
         return [node for node in guarded if node not in keep]
 
     def skip(self, instance: _Instance, nodes: Iterable[_Node]) -> None:
-        """Skip what a branch did not choose, whatever its rule, unless it runs or has ended; within
-        a mapped group, of the branch's own index."""
+        """Skip what a branch left out, whatever the trigger rules, unless it runs or has ended. Of
+        nodes in step with the branch, skip only the instance of its own index."""
         for node in nodes:
             for each in instance.beside(node):
                 if each.state in (None, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE):
@@ -3939,14 +3961,14 @@ class _Plan:
     # The end of the run.
 
     def give_up(self, timed_out: bool = False) -> None:
-        """Skip what has not run, and note what runs as to be ended: the run has taken too long, or
-        else a task failed under fail_fast, which leaves teardowns alone."""
+        """Skip what has not run, and doom what runs: the run has `timed_out`, or a task failed
+        under fail_fast, which leaves teardowns alone."""
         self.gave_up = True
         self.timed_out |= timed_out
         self._end_rest()
 
     def stop(self) -> None:
-        """End what runs and start nothing more, but the teardowns of setups that succeeded."""
+        """Doom what runs, and start nothing more but the teardowns of setups that succeeded."""
         self._stopped = True
         self._queues.clear()
         self._delayed.clear()
@@ -3958,15 +3980,15 @@ class _Plan:
             is_sent = instance.state in (_S.QUEUED, _S.RUNNING)
             if self._goes_on(instance):
                 if self._stopped and instance.decided and not is_sent:
-                    self.enqueue(instance)  # anew: `stop` has cleared the queues
+                    self.enqueue(instance)  # again, because `stop` has cleared the queues
             elif is_sent:
                 self.doomed.append(instance)
             else:
                 self._decide(instance, _S.SKIPPED)
 
     def run_state(self) -> DagRunState:
-        """The run's final state: failed if a leaf failed or could not run, else success. Teardowns
-        are left out, unless they are to fail the run: the work above them is a leaf then."""
+        """The run's final state: failed if a leaf failed or could not run, else success. A teardown
+        counts only with on_failure_fail_dagrun; otherwise the tasks above it are leaves."""
         counted = {n for n in self.nodes if not n.task.is_teardown or n.task.on_failure_fail_dagrun}
         leaves = [node for node in counted if counted.isdisjoint(node.downstream)]
         leaves = leaves or [node for node in self.nodes if not node.downstream]
@@ -3982,7 +4004,7 @@ def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) ->
     if factor in (0, 1):
         return delay
     base = day = 24 * 60 * 60
-    with contextlib.suppress(OverflowError):  # of the power: it stays a day
+    with contextlib.suppress(OverflowError):  # the power is too large: base stays a day
         base = max(1, math.ceil(delay * factor ** (instance.try_number - 1)))
     name = f"{task.dag_id}#{task.task_id}#{logical_date}#{instance.try_number}"
     digest = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
@@ -3992,7 +4014,8 @@ def _retry_wait(instance: _Instance, logical_date: _datetime.datetime | None) ->
 
 def _taken_by(task: BaseOperator) -> frozenset[str]:
     """The ids of the tasks whose results a task takes, in its arguments or to be mapped over."""
-    if not task._upstream and task._mapping is None:  # who joins a mapped group late waits for none
+    # A task that joins a mapped group late has no upstream, but takes the group's sources.
+    if not task._upstream and task._mapping is None:
         return frozenset()
     args, kwargs = task._arguments()
     sources = {} if task._mapping is None else task._mapping.sources
@@ -4000,7 +4023,8 @@ def _taken_by(task: BaseOperator) -> frozenset[str]:
 
 
 def _takes_text(task: BaseOperator) -> str | None:
-    """The same ids as a run records them; `up[]` where it takes all results of a mapped task."""
+    """The same ids as JSON, as a run records them; "ID[]" where a task takes all results of a
+    mapped one."""
     names = []
     for up in sorted(_taken_by(task)):
         mapping = task._dag_or_error().task_dict[up]._mapping
@@ -4014,11 +4038,11 @@ def _takes_text(task: BaseOperator) -> str | None:
 class _Resumption:
     """What a resume keeps, runs again, adds and removes: Airflow's rule for clearing.
 
-    What failed, was cut off, is new, was cleared, or was skipped for others is decided anew, and
-    so is all that hangs on a task that runs again (what is new or was skipped counts as one only
-    where it is known to run). All else stays. To a task that takes results, an instance that comes,
-    goes or moves counts as one that runs again. Mapped instances are known by what they were mapped
-    over (`keys`), not by their index.
+    An instance is decided anew if it failed, was cut off, was cleared, is new, or was skipped by
+    another task; and so is all that is downstream of one that runs again. All else stays. One that
+    is new or was skipped may end without running, so it pulls only if it is known to run. One that
+    comes, goes or gets another index pulls the tasks that take its task's results. Mapped instances
+    are the same if what they are mapped over is (`keys`), whatever their index.
     """
 
     def __init__(
@@ -4029,16 +4053,17 @@ class _Resumption:
         keys: Callable[[_ExpandInput], list[str]],
         running: Collection[_InstanceKey] = (),
     ) -> None:
-        """`running`: which of those that `may_not_run` are known to run after all."""
+        """`order`: the tasks, each after those that it waits for. `running`: which instances of
+        `may_not_run` are known to run after all."""
         self.instances: dict[_InstanceKey, _Past] = {}  # of today's code; new ones have no id
-        self.again: set[_InstanceKey] = set()  # what runs again, or is decided anew; of that:
-        self.may_not_run: set[_InstanceKey] = set()  # what is new or did not run, and may end so
-        self.along: set[_InstanceKey] = set()  # what pulls nothing: taken along, or cleared alone
-        self.unexpanded: set[str] = set()  # their instances are known once others have ended
+        self.again: set[_InstanceKey] = set()  # they run again, or are decided anew; two subsets:
+        self.may_not_run: set[_InstanceKey] = set()  # new, or did not run: may not run now
+        self.along: set[_InstanceKey] = set()  # taken along, or cleared alone: they pull nothing
+        self.unexpanded: set[str] = set()  # tasks whose instances depend on what has yet to end
         self.removed: list[tuple[_Past, int]] = []  # with the index that they get
         self._dag, self._keys, self._running = dag, keys, running
-        self._moved: set[str] = set()  # tasks of which one came, went or has another index
-        # What hangs on these runs again: on one instance, on any of a task's (index None).
+        self._moved: set[str] = set()  # tasks with an instance that came, went or changed its index
+        # The instances that pull what is downstream; for each also its task, as index None.
         self._pulling: set[tuple[str, int | None]] = set()
         self._indexes: dict[str, list[int]] = {}
         self._past: dict[str, dict[int, _Past]] = {}
@@ -4053,7 +4078,8 @@ class _Resumption:
             self._take_scopes_along(order)
 
     def _remove(self, rows: Mapping[int, _Past], taken: Collection[int] = ()) -> None:
-        """Note rows that no instance has today; if their index is taken, under one behind all."""
+        """Note rows that belong to no instance of today's code. Where an instance has the index of
+        such a row, the row gets an index after all others."""
         free = itertools.count(max([*rows, *taken], default=0) + 1)
         for index, row in sorted(rows.items()):
             self.removed.append((row, next(free) if index in taken else index))
@@ -4061,47 +4087,49 @@ class _Resumption:
                 self._moved.add(row.task_id)
 
     def _match(self, task: BaseOperator, rows: dict[int, _Past]) -> bool:
-        """Give the task's instances of today their rows. Whether it is mapped over nothing."""
+        """Give today's instances of the task their rows. Returns whether it is mapped over none."""
         mapping = task._mapping
         keys = None if mapping is None else self._keys_of_today(mapping, rows)
-        found = {-1: _NEVER_RUN._replace(task_id=task.task_id)}
+        today = {-1: _NEVER_RUN._replace(task_id=task.task_id)}
         if keys:
             at = {row.element: i for i, row in rows.items() if i >= 0 and row.state != "removed"}
             for i, key in enumerate(keys):
-                found[i] = rows.pop(at[key]) if key in at else found[-1]._replace(map_index=i)
-            del found[-1]
+                today[i] = rows.pop(at[key]) if key in at else today[-1]._replace(map_index=i)
+            del today[-1]
+        # A mapped task does not go on with a row that ran as -1: it was not mapped at that time.
         elif -1 in rows and (mapping is None or not rows[-1].try_number):
-            found[-1] = rows.pop(-1)  # else it was not mapped when it ran under this index
+            today[-1] = rows.pop(-1)
         if mapping is not None and mapping.source_ids and not keys:
             self.unexpanded.add(task.task_id)
-        self._indexes[task.task_id] = list(found)
-        self._remove(rows, found)
-        for index, row in found.items():
+        self._indexes[task.task_id] = list(today)
+        self._remove(rows, today)
+        for index, row in today.items():
             self.instances[task.task_id, index] = row
             if row.map_index != index or not row.row_id:
                 self._moved.add(task.task_id)
         return keys == []
 
     def _keys_of_today(self, mapping: _ExpandInput, rows: Mapping[int, _Past]) -> list[str] | None:
-        """What the instances are mapped over; None if that is not known before others have run."""
+        """The keys of what the instances are mapped over, or None if the sources decide that in the
+        resume: they run again, or the run has not expanded the task yet."""
         sources = mapping.source_ids
-        had = any(i >= 0 and row.state != "removed" for i, row in rows.items())
+        was_expanded = any(i >= 0 and row.state != "removed" for i, row in rows.items())
         if not any((up, None) in self._pulling or up in self._moved for up in sources):
             with contextlib.suppress(LookupError):  # an old result that is no list
                 keys = self._keys(mapping)
-                if had or not sources or not keys:
+                if was_expanded or not sources or not keys:
                     return keys
         return None
 
     def _decide(self, task: BaseOperator, is_empty: bool) -> None:
-        """Which of the task's instances run again, and which of those pull others along."""
+        """Decide which of the task's instances run again, and which of those pull."""
         takes, takes_text = _taken_by(task), _takes_text(task)
         for index in self._indexes[task.task_id]:
             key = task.task_id, index
             row = self.instances[key]
-            # What succeeded or skipped itself stays (what was cleared has no state), as does what
-            # has no elements; but not what now takes other results than it did, nor a branch that
-            # chose what the code does not have any more.
+            # An instance stays if it succeeded or skipped itself (one that was cleared has no
+            # state), or is still mapped over nothing. But it runs again if it takes other results
+            # than before, or is a branch that chose what today's code does not have.
             kept = row.state == "success" or row.state == row.attempt_state == "skipped"
             kept = kept or (row.state == "skipped" and is_empty)
             chosen = (_parsed(row.flow, dict).get("chosen") or ()) if row.flow else ()
@@ -4113,7 +4141,7 @@ class _Resumption:
             self.again.add(key)
             alone = row.cleared == _CLEARED_ALONE
             did_not_run = not row.row_id or row.state in ("skipped", "upstream_failed")
-            did_not_run |= alone and not row.try_number  # nor had it when it was cleared
+            did_not_run |= alone and not row.try_number  # it had not run when it was cleared
             if did_not_run and not pulled and key not in self._running:
                 self.may_not_run.add(key)
             elif (alone and not (pulled or changed)) or (task.is_teardown and not by_itself):
@@ -4125,19 +4153,19 @@ class _Resumption:
         for up in task._upstream:
             mapping = self._dag.task_dict[up]._mapping
             in_step = mapping is not None and mapping is task._mapping
-            one = index if in_step and (up, index) in self.instances else None
-            moved = up in self._moved and up in self._past  # what is all new counts where it runs
-            if (up, one) in self._pulling or (up in takes and moved and not in_step):
+            up_index = index if in_step and (up, index) in self.instances else None
+            moved = up in self._moved and up in self._past  # a new task pulls only if it runs
+            if (up, up_index) in self._pulling or (up in takes and moved and not in_step):
                 return True
         return False
 
     def _take_scopes_along(self, order: Sequence[BaseOperator]) -> None:
-        """Work that runs again inside the scope of a setup takes the setup along if a teardown of
-        it has begun since, and its teardowns in any case, as does a setup that runs again."""
+        """Where a setup, or work in its scope, runs again, take the setup's teardowns along, and
+        the setup itself, if one of them has begun since it ended."""
         nodes = _make_nodes(self._dag, order)
         gone = [row for row, _ in self.removed if row.role == "teardown"]
         for setup in [nodes[task.task_id] for task in reversed(order) if task.is_setup]:
-            # Inner ones come first: they are work of outer ones, and so are their teardowns.
+            # Inner setups come first, because they and their teardowns are work of outer ones.
             teardowns = [node for node in setup.sheltered if node.task.is_teardown]
             work = [node for node in setup.sheltered if not node.task.is_teardown]
             above = {up for node in teardowns for up in node.upstream if up.task.is_teardown}
@@ -4145,7 +4173,7 @@ class _Resumption:
             setup_id = setup.task.task_id
             in_step = {node.task.task_id for node in teardowns if setup.is_in_step_with(node)}
             torn_by = [row for row in gone if setup_id in _parsed(row.above, list)]
-            # But not by those of other elements.
+            # A removed teardown instance in step tore down the setup of a removed element.
             torn_by = [row for row in torn_by if row.map_index < 0 or row.task_id not in in_step]
             for index in self._indexes[setup_id]:
                 key = setup_id, index
@@ -4155,37 +4183,38 @@ class _Resumption:
                 self.along |= ends - self.again
                 self.again |= ends
                 torn = [*torn_by, *(self.instances[end] for end in ends)]
-                # One whose start nobody could record may have begun; "~" sorts after all times.
+                # A teardown that died with its scheduler may have begun without a record of that:
+                # it counts as "~", which sorts after all times.
                 begun = max((past.began or ("~" if past.died else "") for past in torn), default="")
                 if begun >= (self.instances[key].ended or "~"):
                     self.along |= {key} - self.again
                     self.again.add(key)
 
     def _beside(self, setup: _Node, index: int, nodes: Iterable[_Node]) -> Iterator[_InstanceKey]:
-        """The instances of tasks that belong to a setup's instance."""
+        """Yield the instances of these nodes in the scope of one instance of the setup."""
         for node in nodes:
             task_id = node.task.task_id
             own = setup.is_in_step_with(node) and (task_id, index) in self.instances
             yield from [(task_id, i) for i in ([index] if own else self._indexes[task_id])]
 
     def recorded(self) -> dict[_InstanceKey, _Past]:
-        """What the plan has to know, of every instance."""
-        found = {}
+        """Return, by instance, what the plan starts from."""
+        recorded = {}
         for key, row in self.instances.items():
             retries = self._dag.task_dict[row.task_id].retries
             cut_off = row.state is None and not row.cleared
             if cut_off and row.lost >= retries + 3:  # it may be what kills its schedulers
                 row = row._replace(state="failed")
             elif key in self.again and not (cut_off and row.try_number):
-                # Fresh tries, as when Airflow clears it; what was cut off has those that are left.
+                # As when Airflow clears it, all tries are new; what was cut off goes on counting.
                 row = row._replace(state=None, max_tries=row.try_number + retries, flow=None)
-            found[key] = row
-        for row, index in self.removed:  # an expansion may come back to them
+            recorded[key] = row
+        for row, index in self.removed:  # a later expansion may have an instance of this index
             if row.task_id in self.unexpanded:
                 max_tries = row.try_number + self._dag.task_dict[row.task_id].retries
                 row = row._replace(state=None, max_tries=max_tries, lost=0, flow=None, died=False)
-                found[row.task_id, index] = row
-        return found
+                recorded[row.task_id, index] = row
+        return recorded
 
 
 # --- Store: the only SQL; the schema and the file -------------------------------------------------
