@@ -1629,7 +1629,7 @@ def _returns_dict(function: Callable[..., Any]) -> bool:
 
 
 class _Known:
-    """What is known of stored results without opening them."""
+    """What is known of stored results without loading them: which exist, and their lengths."""
 
     def __init__(self, lengths: Mapping[_InstanceKey, int | None]) -> None:
         self._lists: dict[str, range] = {}
@@ -1638,7 +1638,7 @@ class _Known:
             self.note(task_id, index, length)
 
     def note(self, task_id: str, map_index: int, length: int | None) -> None:
-        """An instance has stored a result; not its first, if a resume took a setup along."""
+        """Note that an instance stored a result. A setup that a resume takes along stores anew."""
         if map_index >= 0:
             indexes = self._mapped[task_id]
             place = bisect.bisect_left(indexes, map_index)
@@ -1648,35 +1648,35 @@ class _Known:
             self._lists[task_id] = range(length)
 
     def stored(self, task: BaseOperator) -> Sequence[int]:
-        """The indexes of a result's elements; of a mapped task, those of its results. Raises
-        LookupError for a result that is no list."""
+        """The indexes of the elements of a task's result; for a mapped task, the map indexes that
+        have a result. Raises LookupError if a task stored no list."""
         return (self._lists if task._mapping is None else self._mapped)[task.task_id]
 
 
 class _Placeholder:
-    """What stands for a value while the DAG is built: the value is known only at run time."""
+    """Stands for a value while the DAG is built: the value is known only at run time."""
 
     __slots__ = ()
-    _look_up: Callable[..., tuple[Any, ...]]  # the _Execution's method that gives it, its arguments
+    _look_up: Callable[..., tuple[Any, ...]]  # the name of a method of _Execution, its arguments
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled, as part of a task's arguments, it is the look-up of its value."""
-        if (found := _pickling.get()) is None:  # there is no other use in pickling a placeholder
+        """In a task's arguments it is pickled as a call that looks its value up in the worker."""
+        if (task_and_results := _pickling.get()) is None:  # nothing else may be pickled with it
             raise TypeError(f"{self!r} is a placeholder: it is no value to store")
-        return _of_job, self._look_up(*found)
+        return _of_job, self._look_up(*task_and_results)
 
     def __str__(self) -> str:
-        """Raises TypeError: in an f-string it would be the text of a placeholder."""
+        """Raises TypeError: an f-string would hold the placeholder's text, not the value's."""
         how = "pass it to a task as it is; in an operator's template, {{ ti.xcom_pull('TASK_ID') }}"
         raise TypeError(f"{self!r} is no text, but a placeholder: {how}")
 
     def __bool__(self) -> NoReturn:
-        """Raises TypeError: an `if` would take it for true."""
+        """Raises TypeError: an `if` would take it for true, whatever the value will be."""
         what = f"{self!r} is neither true nor false while the DAG is built"
         raise TypeError(f"{what}: use @task.branch, or ask whether it `is None`")
 
     def __eq__(self, other: object) -> bool:
-        """Raises TypeError beside plain data: it would be false, whatever the value will be."""
+        """Raises TypeError beside plain data: it would be False, whatever the value will be."""
         return bool(self) if isinstance(other, (str, int, float, *_CONTAINERS)) else NotImplemented
 
     __hash__ = object.__hash__
@@ -1686,43 +1686,43 @@ class _Placeholder:
 
 
 class _Mappable(_Placeholder, _Dependency):
-    """What can be expanded over: a result, or what `map`, `zip` and `concat` make of results."""
+    """A placeholder that can be expanded over: a result, or a `map`, `zip`, `concat` of results."""
 
     __slots__ = ("_by", "_how", "_sources")
 
     def __init__(self, how: str, *sources: _Mappable, by: Any = None) -> None:
-        """`by`: what "map" applies to each, or what "zip" fills up with (`...`: it cuts off)."""
+        """`by`: the function of a "map", or the fillvalue of a "zip" (`...`: none, it cuts off)."""
         for source in sources:
             if not isinstance(source, _Mappable):
                 raise TypeError(f"zip() and concat() take results of tasks, found {_shown(source)}")
         self._how, self._sources, self._by = how, sources, by
 
     def _look_up(self, task: BaseOperator, results: list[Any], plain: bool = True) -> Any:
-        """As an argument, the list of its elements; not `plain`: as what another one is made of."""
+        """Look up the list of its elements. `plain`: it is an argument, not a source of another."""
         by, functions = self._by, task._map_functions
-        if self._how == "map" and by in functions:  # else it is in an object, which is not searched
+        if self._how == "map" and by in functions:  # not if this is in an object: none is searched
             by = functions.index(by)
         sources = (source._look_up(task, results, plain=False) for source in self._sources)
         return "elements", self._how, by, *sources
 
     def map(self, function: Callable[[Any], Any]) -> _Mappable:
-        """Each element, with the plain function applied when it is taken."""
+        """Apply a plain function to each element, at the time when a task takes the element."""
         return _Mappable("map", self, by=_sync_function("what map() takes", function))
 
     def zip(self, *others: _Mappable, fillvalue: Any = ...) -> _Mappable:
-        """Tuples of elements side by side, as many as the shortest has, or, with a fillvalue, the
-        longest. Raises TypeError for a fillvalue that holds results."""
+        """Make tuples of the elements of each, as many as the shortest has, or, with a fillvalue,
+        the longest. Raises TypeError for a fillvalue that holds results."""
         if _with_placeholders({"fillvalue": fillvalue}):
             raise TypeError(f"the fillvalue of zip() must be a plain value, found {fillvalue!r}")
         return _Mappable("zip", self, *others, by=fillvalue)
 
     def concat(self, *others: _Mappable) -> _Mappable:
-        """The elements of one after those of another."""
-        # Flat, whatever was concatenated one by one: a nest of hundreds is too slow and deep.
+        """Append the elements of the others, one after the other."""
+        # a.concat(b).concat(c) is made flat: a nest of hundreds is too slow and too deep.
         return _Mappable("concat", *(self._sources if self._how == "concat" else [self]), *others)
 
     def _parts(self, how: str) -> list[Any]:
-        """This and all that it is made of, as far as `how` made it; "xcom": the results."""
+        """Of all that it is made of, and itself, the parts made by `how`; "xcom": the results."""
         parts = [part for source in self._sources for part in source._parts(how)]
         return [*parts, self] if self._how == how else parts
 
@@ -1734,19 +1734,19 @@ class _Mappable(_Placeholder, _Dependency):
         return sum(counts)
 
     def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
-        """What a worker evaluates to get the element: plain data (see `_Execution.element`)."""
+        """Return plain data that `_Execution.element` evaluates to the element, in a worker."""
         if self._how == "zip":
             sources = [(source, i < source._count(known)) for source in self._sources]
             return "tuple", [
                 source._element(i, known, functions) if has_one else ("value", _dump(self._by))
                 for source, has_one in sources
             ]
-        for source in self._sources:  # one has it: who asks knows how many there are
+        for source in self._sources:  # one has it: the caller keeps i below `_count`
             if i < (count := source._count(known)):
                 break
             i -= count
-        found = source._element(i, known, functions)
-        return ("map", functions.index(self._by), found) if self._how == "map" else found
+        element = source._element(i, known, functions)
+        return ("map", functions.index(self._by), element) if self._how == "map" else element
 
     def _ends(self) -> list[BaseOperator]:
         return [result.operator for result in self._parts("xcom")]
@@ -1772,7 +1772,7 @@ class XComArg(_Mappable, _OneTask, Generic[R]):
     def __getitem__(self, key: str) -> XComArg[Any]:
         if not isinstance(key, str):
             raise ValueError(f"{self!r} is a placeholder: it takes a str key, found {_shown(key)}")
-        if self.key != "return_value":  # the other key alone would be another XCom
+        if self.key != "return_value":  # x["a"]["b"] would mean x["b"]
             raise ValueError(f"{self!r} is a placeholder: take its item {key!r} in a task")
         return XComArg(self.operator, key)
 
@@ -1790,7 +1790,7 @@ class XComArg(_Mappable, _OneTask, Generic[R]):
     def _look_up(self, task: BaseOperator, results: list[Any], plain: bool = True) -> Any:
         results.append(self)  # for _dump_taking
         mapping = self.operator._mapping
-        # Inside one mapped group an instance sees that of its own index.
+        # Inside one mapped group, an instance takes the result of its own index.
         if mapping is not None and mapping is not task._mapping:
             return "sequence", self.operator.task_id, self.key, plain and mapping.of_group
         absent_is_none = self.key == "return_value" or bool(self.operator.multiple_outputs)
@@ -1804,7 +1804,7 @@ class XComArg(_Mappable, _OneTask, Generic[R]):
         return kind, self.operator.task_id, known.stored(self.operator)[i]
 
 
-# The task whose arguments are pickled, and the results met in them so far.
+# While a task's arguments are pickled: the task, and the results that were met in them so far.
 _pickling: contextvars.ContextVar[Any] = contextvars.ContextVar("liteflow_pickling", default=None)
 
 
@@ -1813,7 +1813,7 @@ class _Argument(_Placeholder):
     method of _Execution that gives its value: "param" or "group_value"."""
 
     def __init__(self, look: str, name: str, *default: Any) -> None:
-        self._look, self._name = look, name  # no `name`: `file.name`, say, is to be an error
+        self._look, self._name = look, name  # not `name`: `file.name`, say, must be an error
         self._default = [x.default if isinstance(x, Param) else x for x in default]
 
     def _look_up(self, *_: object) -> tuple[Any, ...]:
@@ -1837,35 +1837,36 @@ class _ExpandInput:
         for result in self.results:
             if result.key != "return_value":
                 raise ValueError(f"{what}: can't expand over {result!r}: only over return values")
-        # By an argument's name what it is mapped over; by None, what gives dicts of arguments.
+        # By name, what each argument is mapped over; under None, what gives dicts of arguments.
         self.sources = {
             n and str.__str__(n): _checked_source(what, n, x) for n, x in mapped.items()
         }
         mappables = [source for source in self.sources.values() if isinstance(source, _Mappable)]
-        # The tasks whose results have to be known before there are instances.
+        # The tasks whose results must be known before there are instances.
         self.source_ids = dict.fromkeys(t.task_id for source in mappables for t in source._ends())
-        # The functions of `map`: a job names one by its index here, in a worker it is the same.
+        # The functions of `map`, in the same order in each worker: a job names one by its index.
         self.functions = [m._by for source in mappables for m in source._parts("map")]
 
     def count(self, known: _Known) -> int:
-        """How many instances there are."""
-        each = self.sources.values()
-        return math.prod(x._count(known) if isinstance(x, _Mappable) else len(x) for x in each)
+        """How many instances there are. Raises LookupError if a source stored no list."""
+        sources = self.sources.values()
+        return math.prod(x._count(known) if isinstance(x, _Mappable) else len(x) for x in sources)
 
     def elements(self, i: int, known: _Known) -> list[tuple[str | None, Any]]:
-        """(argument, element) of an instance: an element is what `_element` says, or, of a
-        constant, ("constant", its index). The last argument varies fastest."""
-        found: list[tuple[str | None, Any]] = []
+        """Return (argument, element) pairs for the instance of index `i`: an element as `_element`
+        gives it, or ("constant", its index in the list). The last argument varies fastest."""
+        pairs: list[tuple[str | None, Any]] = []
         for name, source in reversed(self.sources.items()):
             constant = not isinstance(source, _Mappable)
             i, j = divmod(i, len(source) if constant else source._count(known))
             element = ("constant", j) if constant else source._element(j, known, self.functions)
-            found.append((name, element))
-        return found[::-1]
+            pairs.append((name, element))
+        return pairs[::-1]
 
 
 def _checked_source(what: str, name: str | None, source: Any) -> Any:
-    """What an argument (None: `expand_kwargs`) is mapped over: a result, or a list of constants."""
+    """Return what an argument (None: that of `expand_kwargs`) is mapped over, a result or a list of
+    constants. Raises TypeError or ValueError for anything else."""
     if isinstance(source, _Mappable):
         return source
     if name is None:
