@@ -970,17 +970,17 @@ def _surroundings(given: dict[str, Any]) -> tuple[Dag | None, TaskGroup | None, 
 
 
 class _OperatorType(type):
-    """Makes an operator: from keywords only, with default_args filled in, and joined to the tasks
-    whose results stand in its template fields.
+    """The class of operators' classes. A call of one takes keywords only, fills in default_args,
+    and sets the operator after the tasks whose results its template fields hold.
 
-    A setting in a class's body is replaced by its default; its check, kept and inherited in
-    `_known_settings`, is for plain values in its place, also those of bases that are no operators.
-    An operator has attributes of its own only where it leaves a default: 30 cost five times 29.
+    A `_Setting` in a class's body is replaced by its default, and kept in `_known_settings`: by it
+    the values are checked that subclasses, or bases that are no operators, put in its place. An
+    operator keeps only what is no default, as 30 attributes take five times the memory of 29.
     """
 
     def __init__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any], **kw: Any) -> None:
         super().__init__(name, bases, body, **kw)
-        if isinstance(body.get("template_fields"), str):  # as in Airflow ("x") stands for ("x",)
+        if isinstance(body.get("template_fields"), str):  # as in Airflow, ("x") means ("x",)
             cls.template_fields = (body["template_fields"],)
         inherited = [getattr(base, "_known_settings", {}) for base in bases]
         known = cls._known_settings = dict[str, _Setting](collections.ChainMap(*inherited))
@@ -993,11 +993,11 @@ class _OperatorType(type):
             elif key in known and not hasattr(value, "__get__"):  # no method or property
                 setattr(cls, key, known[key].check(f"class {name}: {key}", value))
 
-    # For help() and notebooks. `__call__` has no return type, so that checkers read `__init__`.
+    # For help() and notebooks. `__call__` has no return type, so type checkers read `__init__`.
     __signature__ = property(lambda cls: _signature(functools.partial(cls.__init__, None)))
 
     def __call__(cls: Any, *args: Any, **kwargs: Any):  # type: ignore[no-untyped-def]
-        if issubclass(cls, _FunctionOperator):  # which no user makes by its class
+        if issubclass(cls, _FunctionOperator):  # only the decorators call this class
             return super().__call__(*args, **kwargs)
         if args:
             raise TypeError(f"{cls.__name__} takes keyword arguments only, found {_shown(args[0])}")
@@ -1011,17 +1011,17 @@ class _OperatorType(type):
 
 
 def _once_each(look: Callable[[Any], T]) -> Callable[[Any], T]:
-    """`look`, cached while a function or class lives; any other callable may have no hash."""
-    known = weakref.WeakKeyDictionary[Any, Any]()
+    """`look`, cached for functions and classes while they live: other callables may lack a hash."""
+    cache = weakref.WeakKeyDictionary[Any, Any]()
 
-    def found(x: Any) -> Any:
+    def cached(x: Any) -> Any:
         if not isinstance(x, (types.FunctionType, type)):
             return look(x)
-        if (value := known.get(x, known)) is known:  # it is not known
-            value = known[x] = look(x)
+        if (value := cache.get(x, cache)) is cache:  # it is not in there
+            value = cache[x] = look(x)
         return value
 
-    return found
+    return cached
 
 
 class _OneTask(_Dependency):
@@ -1030,7 +1030,7 @@ class _OneTask(_Dependency):
     __slots__ = ()
 
     def as_setup(self) -> Self:
-        """Make the task a setup, which what follows needs. Raises ValueError for a teardown."""
+        """Make the task a setup: what follows needs it. Raises ValueError for a teardown."""
         [task] = self._ends()
         if task.is_teardown:
             raise ValueError(f"task {task.task_id!r} is a teardown: it can't be a setup, too")
@@ -1066,7 +1066,7 @@ class _OneTask(_Dependency):
 
     def __exit__(self, *exc: object) -> None:
         """Set the block's work between its setups and teardowns, and this scope inside those
-        around it. As in Airflow, the first work has no upstream at all, the last no downstream."""
+        around it. As in Airflow, work with no upstream at all is first, with no downstream last."""
         scopes = self._ends()[0]._dag_or_error()._scopes
         scope = scopes.pop()
         setups, teardowns = _around(scope)
@@ -1076,12 +1076,13 @@ class _OneTask(_Dependency):
         _join(setups, first)
         _join(last, teardowns)
         if scopes:
-            scopes[-1]._takes_more = False  # as in Airflow, where this ends the outer block
-            # Of those around it the nearest that has setups, or teardowns.
+            scopes[-1]._takes_more = False  # as in Airflow, where an inner block ends the outer one
+            # The setups of the nearest scope around it that has any; teardowns likewise.
             around = [_around(outer) for outer in reversed(scopes)]
             before = next((x for x, _ in around if x), [])
             after = next((x for _, x in around if x), [])
-            _join([x for x in before if x not in setups], setups or first)  # both may have one
+            # A setup or teardown may belong to both scopes.
+            _join([x for x in before if x not in setups], setups or first)
             _join(teardowns or last, [x for x in after if x not in teardowns])
 
     def add_task(self, task: Any) -> None:
@@ -1095,14 +1096,14 @@ class _OneTask(_Dependency):
 
 
 def _around(task: BaseOperator) -> tuple[list[BaseOperator], list[BaseOperator]]:
-    """The setups that the task's `with` block is inside of, and the teardowns after it."""
+    """The setups before the `with` block of a setup or teardown, and the teardowns after it."""
     setups = [task] if task.is_setup else [t for t in task.upstream_list if t.is_setup]
     below = [task] if task.is_teardown else task.downstream_list
     return setups, [t for t in below if t.is_teardown]
 
 
 def _no_hook(task: BaseOperator, context: Context, result: Any = None) -> None:
-    """Nothing: the hooks' default, so that a subclass can call `super().pre_execute(context)`."""
+    """Do nothing: the hooks' default, so that `super().pre_execute(context)` can be called."""
 
 
 class BaseOperator(_OneTask, metaclass=_OperatorType):
@@ -1119,7 +1120,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     DuplicateTaskIdFound if the DAG has a task or group of this id, FailFastDagInvalidTriggerRule.
     """
 
-    task_id: str = ""  # until `__init__`: a subclass may set other settings before it calls that
+    task_id: str = ""  # a subclass may assign settings before it calls this class's `__init__`
     dag: Dag | None = None
     retries: int = _optional(0, functools.partial(_capped, least=0))
     retry_delay: _datetime.timedelta = _optional(0 * _SECOND, _duration)
@@ -1153,16 +1154,16 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     _known_settings: dict[str, _Setting]  # all of these, and those of a subclass
 
     template_ext: Sequence[str] = ()
-    template_fields: Sequence[str] = ()  # of `@task.bash` and its kin: settings that may be results
+    template_fields: Sequence[str] = ()  # for `@task.bash` and its kin: settings that take results
     _in_partial: dict[str, Any] | None = None  # of a mapped operator: what `partial` was given
-    _flow: str | None = None  # "branch" and "short_circuit" decide what follows
+    _flow: str | None = None  # "branch" or "short_circuit" if its result decides what follows
     _mapping: _ExpandInput | None = None  # what it is expanded over, by itself or with its group
-    _map_functions: tuple[Any, ...] = ()  # those of `map` in its arguments: see `_look_up`
+    _map_functions: tuple[Any, ...] = ()  # the functions of `map` in its arguments: see `_look_up`
     is_setup = is_teardown = on_failure_fail_dagrun = False
     _conditions: tuple[tuple[_Condition, bool, str | None], ...] = ()  # of run_if (True), skip_if
     task_group: TaskGroup | None = None
-    _made_inside: list[BaseOperator]  # of a setup or teardown: directly in its `with` block
-    _takes_more: bool  # that block may add_task(): no inner one has ended yet
+    _made_inside: list[BaseOperator]  # the tasks made directly in its `with` block, as a setup's
+    _takes_more: bool  # add_task() is allowed in the block: no inner block has ended yet
 
     def __init__(self, *, task_id: str, **settings: Any) -> None:
         known = self._known_settings
@@ -1188,7 +1189,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         self._upstream: dict[str, str | None] = {}
         self._downstream: dict[str, None] = {}
         if dag is not None:
-            dag._add(self)  # refuses an id that is taken, before its groups have it, too
+            dag._add(self)  # before its groups get it, as this refuses an id that is taken
         if group is not None:
             self.task_group = group
             self._mapping = group._mapping
@@ -1196,7 +1197,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
                 each.children.append(self)
 
     def _map_over(self, mapping: _ExpandInput) -> None:
-        """Expand the task, alone or with its group."""
+        """Expand the task, by itself or with its group."""
         if self._mapping not in (None, mapping):
             raise NotImplementedError(f"task {self.task_id!r} can't expand inside a mapped group")
         if mapping.source_ids and self.trigger_rule is TriggerRule.ALWAYS:
@@ -1220,8 +1221,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         return _Partial(what, check, functools.partial(_mapped, cls, task_id), {}).partial(**fixed)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A setting is checked when it is assigned later, too; a result in a template field makes
-        an edge; `task.dag = dag` adds the task. Raises ValueError if it is in a DAG, by its id."""
+        """Check a setting; make an edge for a result in a template field; `task.dag = dag` adds the
+        task. Raises ValueError for a `dag` or `task_id` of a task that is in a DAG already."""
         is_made = "_downstream" in self.__dict__
         if is_made and name in ("dag", "task_id") and value != getattr(self, name):
             if self.dag is not None:
@@ -1236,8 +1237,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
     def _take_fields(self, fields: Mapping[Any, Any]) -> None:
         """Set this task after those whose results its fields hold. Raises ValueError for a template
-        where there is no Jinja, and for a template's file: they would quietly mean their own text.
-        Inside a running task no text is refused: it may be a result, which is data."""
+        if Jinja is not installed, and for the name of a template's file, as either would be passed
+        on as it is. Inside a running task any text may be a result, so none is refused."""
         self._wait_for_results(fields)
         if isinstance(self, _FunctionOperator) or _running.get(None) is not None:
             return
@@ -1253,13 +1254,13 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
                 raise ValueError(f"task {self.task_id!r}: {where} {_shown(text, 60)} {why}")
 
     def _wait_for_results(self, value: Any) -> None:
-        """Set this task after those whose results the value holds, or, for an argument of its
-        mapped group, after those the group is mapped over. Raises TypeError for a task in it."""
+        """Set this task after those whose results the value holds; for an argument of its mapped
+        group, after those that the group is mapped over. Raises TypeError if it holds a task."""
         before: list[BaseOperator] = []
         for leaf in _leaves(value):
             if isinstance(leaf, _Mappable):
                 before += leaf._ends()
-                if leaf._how != "xcom":  # few are more than a result
+                if leaf._how != "xcom":  # most are plain results, without functions
                     self._map_functions += tuple(part._by for part in leaf._parts("map"))
             elif isinstance(leaf, _Argument) and leaf._look == "group_value" and self._mapping:
                 before += [result.operator for result in self._mapping.results]
@@ -1273,7 +1274,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         raise NotImplementedError(f"{type(self).__name__} defines no execute(self, context)")
 
     def render_template(self, content: Any, context: Context, jinja_env: Any = None) -> Any:
-        """The content with the templates in its texts rendered, by the DAG's own environment."""
+        """Return the content with the templates in its texts rendered by the DAG's Jinja."""
         return _rendered(content, {**context, "dag": self._dag_or_error()})
 
     @property
@@ -1320,23 +1321,23 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         return [self]
 
     def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments that travel to the worker, results still as placeholders."""
+        """The arguments that travel to the worker, with placeholders for results."""
         return (), _with_placeholders(self._fixed())
 
     def _fixed(self) -> dict[str, Any]:
-        """The arguments that all instances and tries have: of a mapped one, which has no fields
-        yet, what `partial` was given."""
+        """The arguments that all instances and tries share: the template fields; for a mapped
+        operator, which has no fields yet, what `partial` was given."""
         if self._in_partial is not None:
             return self._in_partial
         return {name: getattr(self, name, None) for name in self.template_fields}
 
     def _ready(self, args: Any, kwargs: dict[str, Any], execution: _Execution) -> tuple[Any, Any]:
-        """In the worker process: the operator that does the work, its fields filled in, and the
-        call that does it. The operator is a copy: what `execute` sets on it is for this attempt's
-        hooks, callbacks and `map_index_template` alone."""
+        """In the worker, return the operator that does the work, with its fields filled in, and the
+        call that does it. The operator is a copy: only this attempt's hooks, callbacks and
+        `map_index_template` see what `execute` sets on it."""
         is_mapped = self._in_partial is not None
         fixed = {n: x for n, x in self._fixed().items() if n not in kwargs}
-        if not is_mapped:  # what a property makes may have no setter
+        if not is_mapped:  # a field that is a property may have no setter
             own = type(self)
             fixed = {n: x for n, x in fixed.items() if type(getattr(own, n, 0)) is not property}
         known: dict[int, Any] = {}
@@ -1350,8 +1351,8 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
                 kind = type(made).__name__
                 raise AttributeError(f"{kind} has no {name!r}, which is in its template_fields")
             value = getattr(made, name)
-            if callable(value) and id(value) not in data:  # as in Airflow: it gives the value
-                has_jinja = importlib.util.find_spec("jinja2")  # it may do without
+            if callable(value) and id(value) not in data:  # as in Airflow, it returns the value
+                has_jinja = importlib.util.find_spec("jinja2")  # the callable may do without
                 value = value(context=context, jinja_env=has_jinja and _jinja(context["dag"]))
             elif any(native or _is_template(text) for text in _texts_in(value)):
                 value = _rendered(value, context, data)
@@ -1361,19 +1362,19 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         return made, lambda: _awaited(made.execute(execution.context))
 
     def _make_instance(self: Any, kwargs: dict[str, Any], execution: _Execution) -> Any:
-        """The operator of one instance of this mapped one, made from the instance's arguments."""
+        """Make the operator of one instance of this mapped one, from the instance's arguments."""
         _refuse_mapped_settings("expand_kwargs()", kwargs.keys() - self._in_partial.keys())
         place = {"dag": None, "task_group": None, "default_args": self._defaults}
-        # In a context of its own it joins no DAG that is being built.
+        # In a new context, so that it joins no DAG that is being built.
         alone = contextvars.Context()
         alone.run(_running.set, execution)
         made = alone.run(type(self), task_id=self.task_id, **(self._in_partial | kwargs | place))
         made._upstream, made._downstream = self._upstream, self._downstream
-        vars(made).update(dag=self.dag, task_group=self.task_group)  # which know it already
+        vars(made).update(dag=self.dag, task_group=self.task_group)  # they have its task already
         return made
 
     def _result_of(self, call: Callable[[], Any], execution: _Execution) -> Any:
-        """The task's result: what the call returns; but bash runs that, and a sensor repeats it."""
+        """The task's result: what the call returns. (Bash runs that, and a sensor calls again.)"""
         return call()
 
     def __repr__(self) -> str:
@@ -1381,7 +1382,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
 
 def _copy_with(original: T, /, **values: Any) -> T:
-    """A copy with these attributes, unchecked."""
+    """Return a copy with these attributes, whose values are not checked."""
     made = copy.copy(original)
     for name, value in values.items():
         object.__setattr__(made, name, value)
@@ -1389,8 +1390,8 @@ def _copy_with(original: T, /, **values: Any) -> T:
 
 
 def _anew(value: Any, known: dict[int, Any]) -> Any:
-    """Its lists, tuples, sets and dicts anew, all else that they hold as it is: an attempt changes
-    none of another's. What is one object stays one (`known`: those made so far)."""
+    """Copy a value's lists, tuples, sets and dicts, so that no attempt changes those of another;
+    all else stays as it is. `known`: the copies so far, by id, as one object becomes one copy."""
     if (kind := type(value)) not in _CONTAINERS:
         return value
     if id(value) not in known:
@@ -1400,15 +1401,15 @@ def _anew(value: Any, known: dict[int, Any]) -> Any:
 
 
 def _signature(function: Any) -> inspect.Signature:
-    """A function's signature, in which annotations may name what only a type checker imports:
-    from Python 3.14 on they are evaluated by looking at them."""
+    """A function's signature. Python 3.14 evaluates annotations at a look at them, but some name
+    what only type checkers import: these stay forward references."""
     kept: Any = {"annotation_format": 3} if sys.version_info >= (3, 14) else {}  # FORWARDREF
     return inspect.signature(function, **kept)
 
 
 class _Parameters:
-    """What a function takes: the `names` of its parameters without those that have a star (`rest`
-    and `others`, or ""); `places` of them can be given by position, `nameless` only so."""
+    """What a function takes: the `names` of its parameters but for those with a star (`rest` and
+    `others`, or ""). The first `places` can go by position, the first `nameless` must."""
 
     def __init__(self, function: Any) -> None:
         if _is_plain(function):
@@ -1431,20 +1432,20 @@ class _Parameters:
             self.defaults = {p.name: p.default for p in found if p.default is not p.empty}
 
     def by_position(self, args: Sequence[Any]) -> Sequence[str]:
-        """The names of those that these arguments, given by position, fill."""
+        """The names of the parameters that these positional arguments fill."""
         return self.names[: min(len(args), self.places)]
 
     def fitting(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of the values that there are parameters for, by their names."""
+        """Those of the values whose names the function takes."""
         return {name: x for name, x in values.items() if self.others or name in self.names}
 
     def filled(self, args: Sequence[Any], kwargs: dict[str, Any], context: Context) -> Any:
-        """The arguments by name, with what the other parameters name in the context."""
-        taken = self.by_position(args)  # they would be given twice
+        """Return `kwargs` and what the parameters that `args` leaves free name in the context."""
+        taken = self.by_position(args)
         return {k: x for k, x in self.fitting(context).items() if k not in taken} | kwargs
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """What each gets, with the defaults. Raises TypeError."""
+        """What each parameter gets, defaults too. Raises TypeError if the arguments do not fit."""
         if len(args) > self.places and not self.rest:
             raise TypeError("got too many positional arguments")
         by_position: dict[str, Any] = dict(zip(self.by_position(args), args, strict=False))
@@ -1463,15 +1464,15 @@ class _Parameters:
 
 @_once_each
 def _keywords_of(kind: type[BaseOperator]) -> dict[str, Any]:
-    """The arguments that the `__init__`s of an operator's class take by name, with their defaults
-    (the nearest class's; None: there is none)."""
+    """The arguments that the `__init__`s of an operator's class and its bases take by name, with
+    the default (or None) that the nearest class gives."""
     kinds = [x for x in kind.__mro__ if issubclass(x, BaseOperator) and "__init__" in vars(x)]
     found = [_Parameters(x.__init__) for x in kinds[::-1]]
     return {name: each.defaults.get(name) for each in found for name in each.names}
 
 
 def _refuse_mapped_settings(what: str, names: Iterable[str]) -> None:
-    """Raises ValueError for a setting: the scheduler needs these before there are instances."""
+    """Raises ValueError for a setting's name: settings are needed before there are instances."""
     for name in sorted({"task_id", *_PLACE, *BaseOperator._known_settings}.intersection(names)):
         raise ValueError(f"{what}: {name!r} is a setting of the task as a whole: use partial()")
 
@@ -1482,10 +1483,10 @@ def _leaves(value: Any, keys: bool = True) -> list[Any]:
         value = itertools.chain.from_iterable(value.items()) if keys else value.values()
     elif not isinstance(value, _CONTAINERS):
         return [value]
-    found: list[Any] = []
+    leaves: list[Any] = []
     for item in value:
-        found += _leaves(item, keys) if isinstance(item, _CONTAINERS) else (item,)
-    return found
+        leaves += _leaves(item, keys) if isinstance(item, _CONTAINERS) else (item,)
+    return leaves
 
 
 def _results_in(value: Any) -> Iterator[XComArg[Any]]:
@@ -1495,22 +1496,22 @@ def _results_in(value: Any) -> Iterator[XComArg[Any]]:
 
 
 def _with_placeholders(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those values in which something is known only at run time."""
+    """Those of the values that hold a placeholder."""
     return {k: v for k, v in values.items() if any(isinstance(x, _Placeholder) for x in _leaves(v))}
 
 
 def _texts_in(value: Any) -> Iterator[str]:
-    """Its texts, with those in the `template_fields` of objects that it holds."""
+    """The texts in a value, and in the `template_fields` of objects that it holds."""
     for leaf in _leaves(value, keys=False):
         if isinstance(leaf, str):
             yield leaf
-        elif hasattr(type(leaf), "template_fields"):  # maybe by a property
+        elif hasattr(type(leaf), "template_fields"):  # in the class it may be a property
             for name in leaf.template_fields:
                 yield from _texts_in(getattr(leaf, name, None))
 
 
 def _is_template(text: str) -> bool:
-    """Whether Jinja would change it."""
+    """Whether Jinja would change the text."""
     return "{{" in text or "{%" in text or "#}" in text.partition("{#")[2]
 
 
@@ -1538,15 +1539,15 @@ class _FunctionOperator(BaseOperator):
         if any(given):
             self._wait_for_results(given)
             if (text := next(filter(_is_template, _texts_in(given)), None)) is not None:
-                self._unrendered = text  # Airflow renders it: see _slips_in
+                self._unrendered = text  # `_slips_in` warns of it, as Airflow would render it
 
     def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         late = super()._arguments()[1] if self.template_fields else None
         return self._args, {**self._kwargs, _LATE: late} if late else self._kwargs
 
-    # Its arguments, as Airflow has them: while the task runs, with their values.
+    # The function's arguments, as in Airflow; while the task runs, results are values in them.
     op_args = property(lambda self: self._given()[0])
-    op_kwargs = property(lambda self: self._given()[1])  # many a map_index_template asks for them
+    op_kwargs = property(lambda self: self._given()[1])  # templates of map_index_template read it
 
     def _given(self) -> tuple[Any, Any]:
         execution = _running.get(_here[-1] if _here else None)  # see _running_execution
@@ -1573,8 +1574,8 @@ def _called(function: Any, args: Any, kwargs: Any, context: Context) -> Any:
 
 
 def _awaited(result: Any) -> Any:
-    """What a function returned; an `async def` is run to its end."""
-    if not hasattr(type(result), "__await__"):  # its type: some objects have any attribute
+    """Return what a function returned; the coroutine of an `async def` is run to its end first."""
+    if not hasattr(type(result), "__await__"):  # the type: some objects have every attribute
         return result
 
     async def awaited() -> Any:
@@ -1583,9 +1584,9 @@ def _awaited(result: Any) -> Any:
     outer = asyncio._get_running_loop()
     if outer is None:
         return asyncio.run(awaited())
-    # dag.test() in a notebook: as its loop stands still, another one may run in this thread.
+    # dag.test() in a notebook blocks the notebook's loop, so another may run in this thread.
     work = asyncio.current_task()
-    if work is not None:  # a loop may call without one
+    if work is not None:  # a loop's callback may have called this, outside of any task
         asyncio._leave_task(outer, work)
     asyncio._set_running_loop(None)
     try:
@@ -1604,7 +1605,7 @@ def _takes_context(function: Callable[..., Any]) -> bool:
 
 def _return_annotation(function: Any) -> Any:
     if _is_plain(function):
-        with contextlib.suppress(Exception):  # see `_signature`, for which inspect is imported
+        with contextlib.suppress(Exception):  # `_signature` needs no evaluation, but is slow
             return function.__annotations__.get("return")
     return _signature(function).return_annotation
 
@@ -1615,12 +1616,12 @@ def _returns_dict(function: Callable[..., Any]) -> bool:
     try:
         annotation = _return_annotation(function)
         if isinstance(annotation, str):
-            # Of the return annotation alone: another may name what only a type checker imports.
+            # The return annotation alone: another may name what only a type checker imports.
             only = type("only", (), {"__annotations__": {"return": annotation}})
             annotation = typing.get_type_hints(only, function.__globals__).get("return")
     except Exception:  # evaluating a user's annotations may raise anything; then they say nothing
         return False
-    for _ in range(2):  # Annotated[dict[str, int], ...] is of dict[str, int], which is of dict
+    for _ in range(2):  # Annotated[dict[str, int], ...] -> dict[str, int] -> dict
         annotation = getattr(annotation, "__origin__", annotation)
     return isinstance(annotation, type) and issubclass(annotation, Mapping)
 
