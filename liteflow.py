@@ -1888,8 +1888,8 @@ def _checked_source(what: str, name: str | None, source: Any) -> Any:
 
 @functools.cache
 def _decorated(kind: type[BaseOperator]) -> Any:
-    """The class of the tasks that `@task.bash` and its kin make: a function's task, with the
-    settings of this kind of operator and its `_result_of` what the function returns."""
+    """The class of the tasks that `@task.bash` and its kin make: tasks of a function, with the
+    settings of the operator `kind`, whose `_result_of` gets what the function returns."""
     fields = [name for name in kind._known_settings if name in kind.template_fields]
     body = {"_kind": kind, "template_fields": fields, "__doc__": kind.__doc__}
     return _OperatorType(kind.__name__, (_FunctionOperator, kind), body)
@@ -1938,7 +1938,7 @@ class BashOperator(BaseOperator):
             self.log.warning("{{ %s }} is passed as it is: no Jinja in @task.bash", min(names))
         outer = os.environ if self.append_env or self.env is None else {}
         own = self.env or {}
-        for name, value in own.items():  # subprocess would tell it without the name
+        for name, value in own.items():  # the message of subprocess would not name the variable
             _of_type(str, bytes, os.PathLike)(f"task {self.task_id!r}: env {name!r}", value)
         env = {**outer, **own, **_airflow_environ(execution.context)}
         cwd = self.cwd
@@ -1948,9 +1948,9 @@ class BashOperator(BaseOperator):
             process = Popen(["bash", "-c", command], stdout=PIPE, stderr=STDOUT, cwd=cwd, env=env)
             stack.enter_context(process)
             stack.callback(_let_end, process, self.output_encoding)  # before Popen's own wait
-            last_line = [""]  # in pieces: to join a long line anew for each takes for ever
-            for text in _said_by(process, self.output_encoding):
-                if "\n" in last_line[-1][-1:] + text[:-1]:  # it ended, and more has come
+            last_line = [""]  # in pieces, as joining a long line anew for each takes too long
+            for text in _command_output(process, self.output_encoding):
+                if "\n" in last_line[-1][-1:] + text[:-1]:  # the line ended, and more has come
                     last_line.clear()
                 last_line.append(text[text.rfind("\n", 0, -1) + 1 :])
             code, last = process.wait(), "".join(last_line).rstrip()
@@ -1965,22 +1965,22 @@ class BashOperator(BaseOperator):
         return last if self.output_processor is None else self.output_processor(last)
 
 
-def _said_by(process: Any, encoding: str) -> Iterator[str]:
-    """A command's output, in the task's log as it comes."""
+def _command_output(process: Any, encoding: str) -> Iterator[str]:
+    """Yield a command's output in pieces as they come, each printed to the task's log."""
     output = iter(process.stdout.read1, b"")
     for text in codecs.iterdecode(output, encoding, "backslashreplace"):
-        print(text, end="", flush=True)  # a line without an end, too: a progress bar
+        print(text, end="", flush=True)  # at once, even without a line's end: a progress bar
         yield text
 
 
 def _let_end(process: Any, encoding: str) -> None:
-    """End a command whose task is over. If that was told to end, so was the command, which then has
-    a moment for it, as its traps may clean up."""
+    """End a command whose task is over. If the task was told to end (SIGTERM), so was the command:
+    then it has some seconds, as its traps may clean up."""
     if _worker is not None and _worker.terminated:
-        limit = threading.Timer(_GRACE - 1, process.kill)  # before its worker is killed, too
+        limit = threading.Timer(_GRACE - 1, process.kill)  # 1 s before the worker is killed
         limit.daemon = True
         limit.start()
-        collections.deque(_said_by(process, encoding), 0)
+        collections.deque(_command_output(process, encoding), 0)
         process.wait()
         limit.cancel()
     process.kill()
@@ -1988,9 +1988,9 @@ def _let_end(process: Any, encoding: str) -> None:
 
 def _airflow_environ(context: Context) -> dict[str, str]:
     ti, date, owner = context["ti"], context.get("ts", ""), context["task"].owner
-    said = {"DAG_ID": ti.dag_id, "TASK_ID": ti.task_id, "DAG_RUN_ID": ti.run_id}
-    said |= {"TRY_NUMBER": str(ti.try_number), "LOGICAL_DATE": date, "DAG_OWNER": owner}
-    return {f"AIRFLOW_CTX_{name}": value for name, value in said.items()}
+    values = {"DAG_ID": ti.dag_id, "TASK_ID": ti.task_id, "DAG_RUN_ID": ti.run_id}
+    values |= {"TRY_NUMBER": str(ti.try_number), "LOGICAL_DATE": date, "DAG_OWNER": owner}
+    return {f"AIRFLOW_CTX_{name}": value for name, value in values.items()}
 
 
 class PokeReturnValue:
@@ -2023,11 +2023,11 @@ class BaseSensorOperator(BaseOperator):
         raise NotImplementedError(f"{type(self).__name__} defines no poke(self, context)")
 
     def execute(self, context: Context) -> Any:
-        """Poke until it is true. Raises AirflowSensorTimeout."""
+        """Poke until the result is true. Raises AirflowSensorTimeout."""
         return self._result_of(lambda: _awaited(self.poke(context)), _running_execution())
 
     def _result_of(self: Any, call: Callable[[], Any], execution: _Execution) -> Any:
-        """Poke until it is true. The time counts from the first poke, in whatever worker it was."""
+        """Call until the result is true. The timeout counts from the first poke, in any worker."""
         for number in itertools.count(execution.job.pokes):
             try:
                 found = call()
@@ -2068,7 +2068,7 @@ class EmptyOperator(BaseOperator):
 class PythonOperator(BaseOperator):
     """Calls `python_callable(*op_args, **op_kwargs)`, with the context keys that it names, too.
 
-    Raises AirflowException if that is no plain callable.
+    Raises AirflowException if `python_callable` is no plain callable.
     """
 
     template_fields: Sequence[str] = ("templates_dict", "op_args", "op_kwargs")
@@ -2094,20 +2094,20 @@ class PythonOperator(BaseOperator):
         self.templates_dict = _optional(None, a_dict).check(f"{of} templates_dict", templates_dict)
 
     def execute(self, context: Context) -> Any:
-        """Call the callable; of `op_kwargs` it gets, as in Airflow, what it has parameters for."""
+        """Call the callable, as in Airflow with those of `op_kwargs` that it has parameters for."""
         given = {**context, "templates_dict": self.templates_dict}
         takes = _Parameters(self.python_callable)
         args = [] if self.op_args is None else list(self.op_args)
         kwargs = takes.filled(args, takes.fitting(self.op_kwargs or {}), given)
         before = {"op_args": self.op_args, "op_kwargs": self.op_kwargs}
-        vars(self).update(op_args=args, op_kwargs=kwargs)  # not looked through for results
+        vars(self).update(op_args=args, op_kwargs=kwargs)  # `__setattr__` would look for results
         try:
             return _awaited(self.execute_callable())
-        finally:  # a sensor's next poke has its own context; and this one holds the operator
+        finally:  # the next poke has another context, and this one refers to the operator
             vars(self).update(before)
 
     def execute_callable(self) -> Any:
-        """The call, on `op_args` and `op_kwargs` with the context: for a subclass to define."""
+        """Make the call, with the context in `op_kwargs`; a subclass may define another one."""
         return _awaited(self.python_callable(*self.op_args, **self.op_kwargs))
 
 
@@ -2148,7 +2148,7 @@ class PythonSensor(BaseSensorOperator, PythonOperator):
 
 def _jinja(dag: Dag) -> Any:
     """The DAG's Jinja environment."""
-    jinja2: Any = __import__("jinja2")  # the user's, if it is there
+    jinja2: Any = __import__("jinja2")  # if the user has installed it
     make = jinja2.Environment
     if dag.render_template_as_native_obj:
         make = importlib.import_module("jinja2.nativetypes").NativeEnvironment
@@ -2159,15 +2159,15 @@ def _jinja(dag: Dag) -> Any:
 
 
 def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -> Any:
-    """The value with its templates rendered; results (`as_they_are`: their ids) are data."""
+    """Render the value's templates. Results (`as_they_are`: their ids) are data, and stay."""
     if id(value) in as_they_are:
         return value
     if isinstance(value, str):
         known = {**context, "conn": _Connections()}
         try:
             return _jinja(context["dag"]).from_string(value).render(known)
-        except Exception as error:  # its own place is a line in Jinja
-            with contextlib.suppress(Exception):  # a frozen one takes none
+        except Exception as error:  # its traceback shows only a line in Jinja
+            with contextlib.suppress(Exception):  # a frozen exception takes no note
                 error.add_note(f"in the template {_shown(value)}")
             raise
     if isinstance(value, dict):
@@ -2183,13 +2183,14 @@ def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -
 
 
 def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]) -> Any:
-    """A mapped operator. Its own `__init__` is not called: each instance does that in a worker."""
+    """Make a mapped operator. Its own `__init__` is not called here, but for each instance, in a
+    worker."""
     made: Any = object.__new__(kind)
     made._in_partial, made._defaults = fixed, _surroundings(fixed)[2]
     own, known = {}, kind._known_settings
     for name, default in _keywords_of(kind).items():
         if default is not None and name in known and name not in made._defaults:
-            # By one that the setting's check refuses, the class means something else.
+            # If the setting's check refuses the default, the class means something else by it.
             with contextlib.suppress(TypeError, ValueError, AirflowException):
                 own[name] = known[name].check(name, default)
     own |= {name: fixed[name] for name in fixed.keys() & {*_PLACE, *known}}
@@ -2205,11 +2206,11 @@ def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]
 class _Partial(Generic[R]):
     """What `expand` maps: a function or an operator's class, with arguments that are fixed."""
 
-    _what: Any  # how messages call it
-    _check: Callable[[Iterable[str], str], None]  # refuses wrong arguments' names to that method
-    _make: Callable[..., R]  # from an _ExpandInput (or None) and the fixed arguments
-    _mark: object  # what it and its copies by `override` are known by
-    _mapped_wins = False  # whether expand() may give what partial() has fixed: Airflow's @task
+    _what: Any  # what messages call it
+    _check: Callable[[Iterable[str], str], None]  # refuses wrong names of a method's arguments
+    _make: Callable[..., R]  # takes an _ExpandInput (or None) and the fixed arguments
+    _mark: object  # identifies it and its copies by `override`, in `Dag._unused`
+    _mapped_wins = False  # whether expand() may map what partial() has fixed, as Airflow's @task
 
     def __init__(self, what: str, check: Any, make: Any, fixed: dict[str, Any]) -> None:
         self._what, self._check, self._make, self._fixed = what, check, make, fixed
@@ -2234,11 +2235,11 @@ class _Partial(Generic[R]):
     def expand(self, *unnamed: NoReturn, **mapped: Any) -> R:
         """Map over the elements of the arguments: each element, or each combination, gets an
         instance of the task, or of each task of the group; the last argument varies fastest.
-        Returns what a call does: of `@task` the `XComArg` of all results.
+        Returns what a call does: for `@task`, the `XComArg` of all results.
 
-        Each is a list, tuple, range, dict (its items) or a result. Raises ValueError for anything
-        else, TypeError for an unknown argument, or one that `partial` has fixed (of `@task` the
-        mapped one counts).
+        Each argument is a list, tuple, range, dict (its items) or a result. Raises ValueError for
+        anything else, TypeError for an unknown argument, or for one that `partial` has fixed
+        (except for `@task`, where the mapped one counts).
         """
         if unnamed:
             raise TypeError(f"{self._what}: name what expand() maps over, as in expand(x=[...])")
@@ -2251,8 +2252,8 @@ class _Partial(Generic[R]):
         return self._make(_ExpandInput(self._what, mapped), fixed)
 
     def expand_kwargs(self, dicts: Any) -> R:
-        """Map over a list of dicts of arguments, or a result that is one, and else like `expand`.
-        Raises TypeError for anything else."""
+        """Like `expand`, but map over a list of dicts of arguments, or a result that is such a
+        list. Raises TypeError for anything else."""
         for each in dicts if isinstance(dicts, (list, tuple)) else ():
             keys = each if isinstance(each, Mapping) else ()
             self._check([x if isinstance(x, str) else str(x) for x in keys], "expand_kwargs")
@@ -2260,7 +2261,7 @@ class _Partial(Generic[R]):
         return self._make(_ExpandInput(self._what, {None: dicts}), self._fixed.copy())
 
     def _note_use(self, dag: Dag | None, *made: _Partial[Any]) -> None:
-        """This one is used in the DAG; what is `made` of it has to be, or is told of as a slip."""
+        """Note this as used in the DAG, and what is `made` of it as not yet: see `_slips_in`."""
         if dag is not None:
             dag._unused.pop(self._mark, None)
             dag._unused |= {each._mark: each for each in made}
@@ -2274,7 +2275,7 @@ class _Decorated(_Partial[T], Generic[P, R, T]):
 
     def __init__(self, function: Callable[P, R], parameters: Any, settings: dict[str, Any]) -> None:
         functools.update_wrapper(self, function)
-        self.function = function  # the plain one, to call directly
+        self.function = function  # the plain function, which can be called directly
         self._parameters = parameters
         self._settings = {f"{self._makes}_id": function.__name__, **settings}
         self._fixed = {}
@@ -2288,8 +2289,8 @@ class _Decorated(_Partial[T], Generic[P, R, T]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Add a task that calls the function with these arguments, or a group of what it makes.
 
-        Returns the task's `XComArg`; of a group what its function returns, or, for None, the group.
-        Raises TypeError if the arguments do not fit the function.
+        Returns the task's `XComArg`; for a group, what the function returns, or the group if that
+        is None. Raises TypeError if the arguments do not fit the function.
         """
         return self._make(None, kwargs, args)
 
@@ -2308,11 +2309,11 @@ class _TaskFunction(_Decorated[P, R, XComArg[Any]]):
 
     _makes = "task"
     _mapped_wins = True
-    _role: Callable[[BaseOperator], object] | None = None  # makes a setup or teardown of the task
+    _role: Callable[[BaseOperator], object] | None = None  # makes the task a setup or teardown
     _conditions: tuple[tuple[_Condition, bool, str | None], ...] = ()
     _maker: Any = _FunctionOperator
 
-    # To a type checker: the result has its type, but arguments are Any, as placeholders fit, too.
+    # For type checkers: the result has its type, but arguments are Any, as placeholders fit, too.
     if TYPE_CHECKING:
 
         @overload
@@ -2324,7 +2325,7 @@ class _TaskFunction(_Decorated[P, R, XComArg[Any]]):
         def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def _uncalled(self, other: object) -> None:
-        _operands(self)  # raises: it has to be called first
+        _operands(self)  # this raises, as the function has to be called first
 
     __rshift__ = __lshift__ = __rrshift__ = __rlshift__ = _uncalled
 
@@ -2340,7 +2341,7 @@ class _TaskFunction(_Decorated[P, R, XComArg[Any]]):
         parameters = self._parameters
         unfilled = defaults.keys() - {*mapped, *parameters.by_position(args)} if defaults else ()
         kwargs = {n: defaults[n] for n in parameters.names if n in unfilled} | kwargs
-        if expand is None:  # else each instance finds what it lacks, as in Airflow
+        if expand is None:  # a mapped task fails at each instance instead, as in Airflow
             try:
                 parameters.bind(args, kwargs)
             except TypeError as error:
@@ -2361,21 +2362,21 @@ class _TaskFunction(_Decorated[P, R, XComArg[Any]]):
 
 
 def _parameters_of(decorator: str, function: Any) -> _Parameters:
-    """What the function takes. Raises TypeError for what is no plain, named function with one."""
-    check = _function if decorator == "@task" else _sync_function  # a DAG is built by a plain one
+    """What the function takes. Raises TypeError if it is not plain, has no name or signature."""
+    check = _function if decorator == "@task" else _sync_function  # only a task may be async
     check(f"what {decorator} decorates (its settings are by name)", function)
     missing = "name"
     if hasattr(function, "__name__"):
         try:
             return _Parameters(function)
-        except ValueError:  # some that are written in C have none
+        except ValueError:  # some functions that are written in C have no signature
             missing = "signature"
     raise TypeError(f"{decorator}: {_shown(function)} has no {missing}: wrap it in a function")
 
 
 @_once_each
 def _task_parameters(function: Callable[..., Any]) -> _Parameters:
-    """What the function takes; context parameters need not be given."""
+    """What a `@task` function takes; context parameters need not be given."""
     found, name = _parameters_of("@task", function), function.__name__
     if "self" in found.names:
         raise TypeError(f"@task function {name!r} has a parameter named 'self': not supported")
@@ -2403,12 +2404,12 @@ class _GroupFunction(_Decorated[P, R, Any]):
             result = self.function(*args, **kwargs)
         if expand is not None:
             constants = [x for x in expand.sources.values() if isinstance(x, list)]
-            # A constant may hold results: each task gets, and waits for, all of these.
+            # Constants may hold results: each task gets, and waits for, all of these results.
             held = [leaf for leaf in _leaves(constants) if isinstance(leaf, _Mappable)]
             for member in group.children:
                 member._map_over(expand)
                 member._wait_for_results(held)
-            for member in group._starts():  # the others wait for these
+            for member in group._starts():  # the other members wait for these
                 member._wait_for_results(expand.sources)
         return group if result is None else result
 
@@ -2463,7 +2464,7 @@ class _TaskDecorator:
         """Above `@task`: skip the task if `condition(context)` is true."""
         return _conditional(condition, wanted=False, text=skip_message)
 
-    if not TYPE_CHECKING:  # with this in sight, every name is right to a checker
+    if not TYPE_CHECKING:  # a type checker that sees this takes every name for right
 
         def __getattr__(self, name: str) -> NoReturn:
             known = "branch, short_circuit, bash, sensor, python, run_if and skip_if"
