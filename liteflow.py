@@ -2526,7 +2526,7 @@ def task_group(function: Any = None, /, **settings: Any) -> _Decorated[..., Any,
 
 
 def _schedule(what: str, value: Any) -> Any:
-    """Airflow's schedules: kept, and nothing more."""
+    """Check one of Airflow's schedules, which is kept and has no effect."""
     if isinstance(value, (int, float, bytes)) or type(value) is object:
         raise ValueError(f"{what} must be None, cron or a timedelta, found {_shown(value)}")
     return value
@@ -2534,12 +2534,13 @@ def _schedule(what: str, value: Any) -> Any:
 
 _current_dag = contextvars.ContextVar["Dag | None"]("liteflow_dag", default=None)
 # Every Dag by (module, dag_id, n): the n-th of that id built in that module. A worker that
-# imports the module finds its own Dag under the same key, or none. Each import, known by its spec
-# (kept, so that no other gets its id), counts anew: Dask's upload_file imports a file twice.
+# imports the module finds its own Dag under the same key, or none. Each import of a module counts
+# from 0, as Dask's upload_file imports a file twice. An import is told by its spec's `id()` (the
+# spec is kept, so that no other object gets that id).
 _built: weakref.WeakValueDictionary[tuple[str, str, int], Dag] = weakref.WeakValueDictionary()
 _built_counts: dict[tuple[str, str, int], tuple[Iterator[int], Any]] = {}
-_kept_dags: list[Dag] = []  # a loaded script's, which it may let go of: a worker is asked for them
-_main = sys.modules.get("__main__")  # as this module was imported
+_kept_dags: list[Dag] = []  # those of a loaded script, which may drop them: a worker must find them
+_main = sys.modules.get("__main__")  # at the import of this module
 _main_file = getattr(_main, "__file__", None)
 
 
@@ -2589,27 +2590,27 @@ class Dag:
         for name, setting in _DAG_SETTINGS.items():
             setattr(self, name, settings.get(name, setting.default))
         self.start_date = start = settings.get("start_date") or self.default_args.get("start_date")
-        # As in Airflow: `start_date` itself is kept in UTC.
+        # As in Airflow, the DAG has the zone of `start_date`, which itself is kept in UTC.
         self.timezone: _datetime.tzinfo = getattr(start, "tzinfo", None) or _datetime.UTC
         self.dag_display_name = self.dag_display_name or dag_id
         defaults = _params(f"DAG {dag_id!r}: params", self.default_args.pop("params", None))
         self.params = {**self.params, **defaults}
         self.task_dict: dict[str, BaseOperator] = {}
         self.task_group_dict: dict[str, TaskGroup] = {}
-        self._unused: dict[object, _Partial[Any]] = {}  # not called or expanded yet
+        self._unused: dict[object, _Partial[Any]] = {}  # by mark, what is not called or expanded
         self._suffixes: collections.Counter[str] = collections.Counter()
         self._scopes: list[BaseOperator] = []  # setups and teardowns whose `with` blocks are open
         self._tokens: list[contextvars.Token[Dag | None]] = []
         self._register()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A setting is checked when it is assigned later, too."""
+        """Check a setting, also when it is assigned later."""
         if name in _DAG_SETTINGS:
             value = _DAG_SETTINGS[name].check(f"DAG {self.dag_id!r}: {name}", value)
         object.__setattr__(self, name, value)
 
     def _register(self) -> None:
-        """Note which module's import builds this Dag: the nearest one on the stack."""
+        """Note which module's import builds this Dag: that of the nearest module on the stack."""
         frame = sys._getframe(1)
         while frame is not None and frame.f_code.co_name != "<module>":
             frame = frame.f_back  # type: ignore[assignment]
@@ -2617,9 +2618,9 @@ class Dag:
         self._module = _module_name(names.get("__name__", ""))
         self.fileloc = _file_of(names)
         self._identity = self.fileloc and _file_identity(self.fileloc)
-        is_loaded = names.get("__name__") == "__mp_main__"  # `liteflow run` loads it so, too
-        # Not so under a profiler, whose module `__main__` may be, nor of a doctest's copy of it,
-        # nor in a cell of marimo, whose script builds nothing as it is imported.
+        is_loaded = names.get("__name__") == "__mp_main__"  # `liteflow run` loads a script so, too
+        # `names` is not the main module's under a profiler, which may be `__main__` itself, or in a
+        # doctest, which has a copy; and a script of marimo builds no Dag when it is imported.
         caller = getattr(frame and frame.f_back, "f_globals", {}).get("__name__") or ""
         is_main = names is vars(sys.modules["__main__"]) and not caller.startswith("marimo.")
         self._is_of_main = is_loaded or is_main
@@ -2665,7 +2666,7 @@ class Dag:
 
     @property
     def owner(self) -> str:
-        """Who owns the tasks, for alerts."""
+        """The owners of the tasks, for alerts."""
         return ", ".join(sorted({t.owner for t in self.tasks}))
 
     def has_task(self, task_id: str) -> bool:
@@ -2704,7 +2705,7 @@ class Dag:
             self._scopes[-1]._made_inside.append(task)
 
     def _claim(self, node_id: str) -> None:
-        """Refuse an id that is taken, and note its suffix: `_free_id` needs the highest."""
+        """Raises DuplicateTaskIdFound if the id is taken; else note its suffix, for `_free_id`."""
         if node_id in self:
             raise DuplicateTaskIdFound(f"id {node_id!r} is taken already in DAG {self.dag_id!r}")
         core, _, number = node_id.rpartition("__")
@@ -2712,14 +2713,14 @@ class Dag:
             self._suffixes[core] = max(self._suffixes[core], int(number))
 
     def _free_id(self, node_id: str, taken: Any) -> str:
-        """The id if it is free, else with a suffix, the highest in use plus 1 (Airflow's rule)."""
+        """Return the id; if it is `taken`, with a suffix: the highest in use plus 1 (Airflow)."""
         if node_id not in taken:
             return node_id
         core = re.sub(r"__\d+$", "", node_id)
         return f"{core}__{self._suffixes[core] + 1}"
 
     def validate(self) -> list[BaseOperator]:
-        """The tasks in an order in which each comes after those it waits for, if all is right.
+        """Check the graph. Returns the tasks, each after those that it waits for.
 
         Raises AirflowDagCycleException for a circle, ValueError for a task right below a setup
         with another trigger rule than all_success.
@@ -2739,7 +2740,7 @@ class Dag:
     def topological_sort(self) -> list[BaseOperator]:
         """The tasks, each after those it waits for. Raises AirflowDagCycleException."""
         if not any(task._upstream for task in self.task_dict.values()):
-            return self.tasks  # graphlib need not be imported
+            return self.tasks  # without the import of graphlib
         sorter = graphlib.TopologicalSorter({t: x._upstream for t, x in self.task_dict.items()})
         try:
             return [self.task_dict[t] for t in sorter.static_order()]
@@ -2769,20 +2770,20 @@ class Dag:
         A failed task does not raise: look at the run's `state`. `db_path` is the argument, else
         the DAG's, else `$LITEFLOW_DB`, else `liteflow.db` in the working directory. `run_id` is
         made from the time unless given; `logical_date` is now unless given; `conf` is a JSON object
-        for the run. `resume=True` goes on with the run `run_id`, or with the newest one if that is
-        no success. `max_workers` processes (unless given, the usable CPUs) are started by the
+        for the run. `resume=True` goes on with the run `run_id`, or with the newest one unless that
+        succeeded. `max_workers` processes (unless given, the usable CPUs) are started by the
         method `mp_context`; or `executor` is a `WorkerPool` or any `concurrent.futures.Executor`.
         `pools` gives the sizes of the pools that tasks name, `{"gpu": 1}`. `wait=True` waits while
-        another run of the DAG rules this one out. `progress=True` prints what happens to standard
-        error, a callable gets each line, until it raises. Setting the event `stop` ends the run as
-        failed.
+        another run of the DAG keeps this one from starting. `progress=True` prints what happens to
+        standard error; a callable gets each line, until it raises. Setting the event `stop` ends
+        the run as failed.
 
         Raises, before anything runs or is written: AirflowDagCycleException, UnreachableTask,
         ParamValidationError, DatabaseError, RunNotFound, AlreadyRunning, DagRunAlreadyExists,
         TypeError, ValueError; AirflowException if `stop` is set already, RuntimeError if the
         `executor` is shut down.
         On SIGINT, SIGTERM or SIGHUP it records all, then raises KeyboardInterrupt or SystemExit.
-        The program's own signal handlers are called between two turns; what they raise ends it.
+        The program's own signal handlers are called between two turns; if one raises, the run ends.
         """
         options = dict(locals())  # all arguments, by their names
         return _Run(options.pop("self"), **options).execute()
@@ -2801,9 +2802,9 @@ class Dag:
     ) -> DagRun:
         """Run in this process, one task after another, so that a debugger's breakpoints work.
 
-        Writes the database as `run` does, but captures no output, and all that it does to a task
-        that outlives its timeout is to raise AirflowTaskTimeout in it, in the main thread. The
-        signature is Airflow's; ValueError for an argument without a meaning here (`use_executor`).
+        Writes the database as `run` does, but captures no output. A task that outlives its timeout
+        gets AirflowTaskTimeout raised in it, in the main thread, and is not killed. The signature
+        is Airflow's; ValueError for an argument without a meaning here (`use_executor`).
         """
         if any((run_after, use_executor, conn_file_path, variable_file_path, mark_success_pattern)):
             raise ValueError("dag.test() here takes only logical_date, run_conf and db_path")
@@ -2811,8 +2812,8 @@ class Dag:
         return run.execute()
 
     def param(self, name: str, default: Any = ...) -> Any:
-        """The placeholder of the run's param of this name, to be handed to tasks; a `default` given
-        becomes the param's. Raises ParamValidationError for one that does not fit."""
+        """The placeholder of the run's param of this name, to be handed to tasks. A `default`
+        becomes the param's default. Raises ParamValidationError if it does not fit."""
         if default is not ...:
             self.params[name] = default
         return _Argument("param", name, *(() if default is ... else (default,)))
@@ -2833,7 +2834,7 @@ class Dag:
     ) -> list[DagRun]:
         """The recorded runs of this DAG, newest first: those in `state`, at most `limit` of them.
 
-        Raises DatabaseError; TypeError or ValueError for what is no state or limit.
+        Raises DatabaseError; TypeError or ValueError for a wrong state or limit.
         """
         _optional(None, _of_type(int, least=0)).check("limit", limit)
         state = _optional(None, _one_of(DagRunState)).check("state", state)
@@ -2872,7 +2873,7 @@ class _RecordedDag(Dag):
     """What `Dag.load` returns: a DAG's metadata and history; what needs its code is refused."""
 
     def _register(self) -> None:
-        """No worker looks for it."""
+        """Do nothing: no worker looks for it."""
 
     def __getattribute__(self, name: str) -> Any:
         if name in ("task", "task_dict", "_tokens", "cli"):  # all ways to its tasks
@@ -2887,7 +2888,7 @@ class _RecordedDag(Dag):
 
 
 def _slips_in(dag: Dag) -> Iterator[str]:
-    """What in a DAG has no effect, to warn of: it is no error, as Airflow lets it pass."""
+    """Yield warnings of what has no effect in a DAG. Airflow lets this pass, so it is no error."""
     for each in dag._unused.values():
         is_bare = isinstance(each, _Decorated)
         why = "without a call in the DAG it" if is_bare else "partial() without expand()"
@@ -2919,26 +2920,26 @@ def _slips_in(dag: Dag) -> Iterator[str]:
 
 
 def _file_of(names: Mapping[str, Any]) -> str | None:
-    """The file of a module with these names, if it has one that can be imported."""
-    path = str(names.get("__file__") or "")  # a debugger's may be of a subclass of str
+    """The file of the module with these global names, or None if no import can find one."""
+    path = str(names.get("__file__") or "")  # under a debugger it may be of a subclass of str
     is_prompt = os.path.basename(os.path.dirname(path)) == "_pyrepl"  # since Python 3.13
     return None if is_prompt else path or None
 
 
 def _script() -> tuple[str, str]:
-    """How others come by `__main__`: its file, and the name that `python -m` found it by; "" for
-    what it has not. What the module has lost of both is put back: multiprocessing looks there."""
+    """How a worker finds `__main__`: its file, and the name that `python -m` found it by; "" for
+    what it does not have. What the module has lost of these is put back, for multiprocessing."""
     main = vars(sys.modules["__main__"])
-    # Python forgets the file once a script has ended, though its threads and submitted runs go on.
-    # Not so if a prompt has followed the script, or a notebook ran one.
+    # Python drops `__file__` once a script has ended, though its threads and submitted runs go on.
+    # It is left alone if a prompt has followed the script (-i), or a notebook ran it.
     if sys.modules["__main__"] is _main and _main_file and not sys.flags.inspect:
         main.setdefault("__file__", _main_file)
-    spec = main.setdefault("__spec__", None)  # pdb takes it away, up to Python 3.12
+    spec = main.setdefault("__spec__", None)  # up to Python 3.12, pdb removes it
     return _file_of(main) or "", spec.name if spec else ""
 
 
 def _module_name(name: str) -> str:
-    """A module's name as the script's own process has it: in a worker `__main__` has another."""
+    """A module's name in the script's own process: in a worker, `__main__` is `__mp_main__`."""
     return "__main__" if name == "__mp_main__" else name
 
 
@@ -2957,8 +2958,8 @@ def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
 
     Use it bare, as `@dag("id")` or `@dag(dag_id=..., **settings)` with the arguments of `DAG`.
     The id is the function's name unless given, its docstring the `doc_md`. The function's
-    arguments become params: inside it each is a placeholder that can be handed to tasks, at run
-    time `conf[name]`, else the value of the call.
+    arguments become params: inside the function each is a placeholder that can be handed to tasks;
+    at run time its value is `conf[name]`, else that of the call.
     """
     if function is None or isinstance(function, str):
         named = {} if function is None else {"dag_id": function}
@@ -2987,7 +2988,7 @@ def dag(function: Any = None, /, **settings: Any) -> Callable[..., Any]:
 
 
 def chain(*tasks: Any) -> None:
-    """Set each before the next; neighbouring lists go pairwise. ValueError for unequal ones."""
+    """Set each before the next; neighbouring lists pair by pair. ValueError if lengths differ."""
     for before, after in itertools.pairwise(tasks):
         if isinstance(before, (list, tuple)) and isinstance(after, (list, tuple)):
             if len(before) != len(after):
@@ -3024,9 +3025,9 @@ class Variable:
         key: str, default: Any = ..., deserialize_json: bool = False, *, default_var: Any = ...
     ) -> Any:
         """The value of `AIRFLOW_VAR_<KEY>`, as text or parsed from JSON. `default_var` is the
-        default under the name that it has in `airflow.models`.
+        name of `default` in `airflow.models`.
 
-        Raises KeyError if it is not set and no default is given, ValueError for what is no JSON.
+        Raises KeyError if it is not set and no default is given, ValueError if it is no JSON.
         """
         default = default_var if default is ... else default
         name = f"AIRFLOW_VAR_{_of_type(str)('key', key).upper()}"
@@ -3076,7 +3077,7 @@ class _Params(dict[str, Any]):
         return value.resolve() if isinstance(value, Param) else value
 
     def __setitem__(self, name: str, value: Any) -> None:
-        """A value for a declared Param is checked by it, and leaves its schema as it is."""
+        """Set a param. A declared Param of this name checks the value, and keeps its schema."""
         declared = super().get(name)
         if not isinstance(value, Param) and isinstance(declared, Param):
             _resolved("", {name: declared}, {name: value})
@@ -3094,11 +3095,11 @@ class _Params(dict[str, Any]):
         self.update(given)
         return self
 
-    # By `__getitem__` and `__setitem__`, as dict's are not.
+    # These go by `__getitem__` and `__setitem__`; those of dict would not.
     get: Any = Mapping.get
     setdefault: Any = collections.abc.MutableMapping.setdefault
 
-    def pop(self, name: str, default: Any = ...) -> Any:  # MutableMapping's is for its subclasses
+    def pop(self, name: str, default: Any = ...) -> Any:  # MutableMapping's needs a subclass
         value = self[name] if default is ... else self.get(name, default)
         super().pop(name, None)
         return value
@@ -3133,7 +3134,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _is_of_type(value: Any, names: str | Iterable[str]) -> bool:
-    """Whether it is of one of the types; a bool is no number, and 3.0 is an integer."""
+    """Whether the value is of one of the named types; a bool is no number, 3.0 is an integer."""
     value = int(value) if isinstance(value, float) and value.is_integer() else value
     each = [_entry_of(_TYPES, name) for name in ([names] if isinstance(names, str) else names)]
     return any(isinstance(value, t) and (bool in t or not isinstance(value, bool)) for t in each)
@@ -3143,8 +3144,8 @@ def _is_one_of(value: Any, allowed: Iterable[Any]) -> bool:
     return any(value == x and isinstance(value, bool) == isinstance(x, bool) for x in allowed)
 
 
-# Each raises ValueError, or gives something false, for a text that does not fit. The slices demand
-# the signs that JSON Schema demands and `fromisoformat` does not (20260101).
+# Each raises ValueError, or returns something false, for a text that does not fit. The slices ask
+# for signs that JSON Schema wants, as `fromisoformat` does without ("20260101").
 _FORMATS: dict[str, Callable[[str], Any]] = {
     "date": lambda text: text[7:8] == "-" and _datetime.date.fromisoformat(text),
     "date-time": lambda text: text[13:14] == ":" and _datetime.datetime.fromisoformat(text),
@@ -3152,8 +3153,8 @@ _FORMATS: dict[str, Callable[[str], Any]] = {
     "duration": lambda text: re.fullmatch(  # ISO 8601
         r"P(?=.)(\d+Y)?(\d+M)?(\d+W)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?", text
     ),
-    **dict.fromkeys(("email", "idn-email"), lambda text: "@" in text),  # Airflow asks no more
-    "multiline": lambda text: True,  # only says how Airflow's form shows it
+    **dict.fromkeys(("email", "idn-email"), lambda text: "@" in text),  # as Airflow checks it
+    "multiline": lambda text: True,  # says only how Airflow's form shows the field
 }
 
 
@@ -3170,8 +3171,8 @@ def _number(what: str, value: Any) -> None:
 
 
 _size = _of_type(int, least=0)
-# By JSON Schema's keyword: the type of values it is about (None: any), whether a value fits its
-# rule, and a check of the rule, where to try it on a sample does not tell enough (_check_schema).
+# By JSON Schema's keyword: the type of values it is about (None: any); whether a value fits a rule;
+# and a check of the rule, if it is not enough that `_check_schema` tries the rule on a sample.
 _KEYWORDS: dict[str, tuple[Any, ...]] = {
     "type": (None, _is_of_type, _of_type(str, list, tuple)),
     "enum": (None, _is_one_of, _of_type(list, tuple)),
@@ -3180,7 +3181,7 @@ _KEYWORDS: dict[str, tuple[Any, ...]] = {
     "maximum": ("number", operator.le, _number),
     "exclusiveMinimum": ("number", operator.gt, _number),
     "exclusiveMaximum": ("number", operator.lt, _number),
-    # 1.0 is a multiple of 0.1 by the quotient alone, but that of a large int is rounded.
+    # Only the quotient shows that 1.0 is a multiple of 0.1, but a large int's quotient is rounded.
     "multipleOf": ("number", lambda x, n: x % n == 0 or (isinstance(n, float) and x / n % 1 == 0)),
     "minLength": ("string", lambda value, rule: len(value) >= rule, _size),
     "maxLength": ("string", lambda value, rule: len(value) <= rule, _size),
@@ -3200,7 +3201,7 @@ _KEYWORDS: dict[str, tuple[Any, ...]] = {
 
 
 def _check_schema(schema: Mapping[str, Any]) -> None:
-    """Raises ValueError for a keyword that is not known, or whose rule is wrong."""
+    """Raises ValueError for an unknown keyword, or for a wrong rule of a known one."""
     for keyword, rule in schema.items():
         kind, fits, *checks = _entry_of(_KEYWORDS, keyword)
         try:
@@ -3216,7 +3217,7 @@ def _check_schema(schema: Mapping[str, Any]) -> None:
 
 
 def _validate(value: Any, schema: Mapping[str, Any]) -> bool:
-    """True, or ParamValidationError if the value, or a part of it, does not fit."""
+    """Return True. Raises ParamValidationError if the value, or a part of it, does not fit."""
     for keyword, rule in schema.items():
         kind, fits, *_ = _KEYWORDS[keyword]
         if (kind is None or _is_of_type(value, kind)) and not fits(value, rule):
@@ -3225,14 +3226,14 @@ def _validate(value: Any, schema: Mapping[str, Any]) -> bool:
 
 
 def _plain_copy(value: Any) -> Any:
-    """A deep copy of JSON: a task may change what it gets. What only counts as JSON (an enum's
-    member that is text, a tuple) becomes what it stands for."""
+    """A deep copy of a JSON value, as a task may change what it gets. A tuple becomes a list, an
+    enum's member that is text becomes plain text."""
     return json.loads(json.dumps(value))
 
 
 def _resolved(what: str, params: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]:
-    """A DAG's or a task's params: conf's values, or else the defaults; each checked. Raises
-    ParamValidationError, whose text begins with `what`, before a run is made."""
+    """Return the checked values of a DAG's or a task's params: those in `conf`, or else the
+    defaults. Raises ParamValidationError, whose text begins with `what`."""
     values = {}
     for name, param in params.items():
         try:
