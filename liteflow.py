@@ -51,6 +51,7 @@ States of a task instance (None: not decided yet), and what may follow:
     running -> success | failed | skipped | up_for_retry | up_for_reschedule | None (interrupted)
     up_for_retry, up_for_reschedule -> queued | skipped | None (interrupted)
     any ended state -> None (cleared, or decided anew by a resume) | removed (gone from the code)
+    (One that starts alone is running once it is sent, and a withdrawal takes that back, too.)
 
 The sections stand under headings `# --- Name: part ---`, and each depends on those above it alone,
 apart from one-line calls downwards: errors and states, signals, building, plan, store, values,
@@ -91,11 +92,11 @@ import weakref
 if __name__ == "__main__":
     # Run this code again as the module of its own name, so that a workflow that imports liteflow
     # gets this same module.
-    # A file that is no .py file is, say, a link that serves as a command: its target is the module.
+    # If this is no .py file (a link that serves as a command, say), its target is the module.
     _own_path = __file__ if __file__.endswith(".py") else os.path.realpath(__file__)
     _own_name = __spec__.name if __spec__ else os.path.splitext(os.path.basename(_own_path))[0]
     _own = sys.modules[_own_name] = types.ModuleType(_own_name)
-    _own.__file__, _own.__spec__ = __file__, __spec__  # as in its code: frames are known by that
+    _own.__file__, _own.__spec__ = __file__, __spec__  # as in its code: by it, frames are told
     if __spec__ and __spec__.parent:  # a package has its modules as attributes
         setattr(sys.modules[__spec__.parent], _own_name.rpartition(".")[2], _own)
     exec(sys._getframe().f_code, vars(_own))
@@ -127,7 +128,7 @@ if not TYPE_CHECKING:
         resource shlex shutil signal site socket sqlite3 tempfile traceback typing zlib""".split():
         globals()[_name.partition(".")[0]] = _LazyModule(_name)
 
-    # Stand-ins for what is typing's, which is long to import: annotations are text here.
+    # Stand-ins for names of typing, which takes long to import: annotations are only text here.
     Any = NoReturn = Self = R = T = _RunFuture = object
     P = ...
 
@@ -141,7 +142,7 @@ if not TYPE_CHECKING:
     def dataclass_transform():
         return overload
 
-    class _TupleType(type):  # typing's compiles each field's annotation
+    class _TupleType(type):  # typing.NamedTuple is slow, as it compiles each field's annotation
         def __new__(cls, name, bases, body):
             fields = body["__annotations__"]
             defaults = [body.pop(field) for field in fields if field in body]
@@ -189,7 +190,7 @@ else:
     P = typing.ParamSpec("P")
     R = typing.TypeVar("R", covariant=True)
     T = typing.TypeVar("T")
-    fcntl: Any = None  # like `select` it has less on macOS, and a checker there would say so
+    fcntl: Any = None  # this and `select` lack names on macOS, which a checker there would report
     select: Any = None
 
     class _RunFuture(Future["DagRun"]):
@@ -216,9 +217,9 @@ __all__ = [
 __version__ = "0.1.0"
 
 _StrPath = str | os.PathLike[str]
-# Waits and limits go by this: programs' tests replace time.monotonic itself to freeze their clock.
+# The clock of waits and limits: tests of programs replace time.monotonic itself, to freeze time.
 _monotonic: Callable[[], float] = time.monotonic
-if hasattr(time, "clock_gettime"):  # not on Windows; on macOS the first does not count sleep
+if hasattr(time, "clock_gettime"):  # not on Windows; UPTIME_RAW (macOS) does not count sleep
     _clock = getattr(time, "CLOCK_UPTIME_RAW", None) or time.CLOCK_MONOTONIC
     _monotonic = functools.partial(time.clock_gettime, _clock)
 Context = dict[str, Any]
@@ -243,7 +244,7 @@ class AirflowFailException(AirflowException):
 
 
 class AirflowRescheduleException(AirflowException):
-    """Raised in a task: it gives its worker back until this time, and then this try goes on."""
+    """Raised in a task: the task gives its worker back until this time; then the try goes on."""
 
     def __init__(self, reschedule_date: _datetime.datetime) -> None:
         super().__init__(reschedule_date)
@@ -260,7 +261,7 @@ class XComForMappingNotPushed(AirflowException, TypeError):
 
 
 class UnmappableXComTypePushed(AirflowException, TypeError):
-    """A task that others expand over returned text, or what is neither a sequence nor a dict."""
+    """A task that others expand over returned neither a sequence (text is none here) nor a dict."""
 
 
 class UnmappableXComLengthPushed(AirflowException, ValueError):
@@ -268,7 +269,7 @@ class UnmappableXComLengthPushed(AirflowException, ValueError):
 
 
 class TaskAlreadyInTaskGroup(AirflowException):
-    """Never raised here (a task can't join a second group): for an `except` written for Airflow."""
+    """Never raised here (a task can't join a second group); an `except` for Airflow may name it."""
 
 
 class AirflowDagCycleException(AirflowException):
@@ -290,7 +291,7 @@ class NodeNotFound(TaskNotFound, KeyError):
 
 
 class XComNotFound(AirflowException):
-    """An upstream without multiple_outputs, or the run that is read, stored nothing by that key."""
+    """Nothing was stored under the key: by an upstream without multiple_outputs, or in a run."""
 
 
 class ParamValidationError(AirflowException, ValueError):
@@ -309,7 +310,7 @@ class AirflowTaskTerminated(BaseException):
     """Raised inside a task whose process is told to end (SIGTERM)."""
 
 
-# They come from outside, at any moment: what was under way then did not raise them.
+# They come from outside the task, at any moment: the code under way is not their cause.
 _FROM_OUTSIDE = KeyboardInterrupt, AirflowTaskTimeout, AirflowTaskTerminated
 
 
@@ -328,7 +329,7 @@ class RunNotFound(AirflowException, LookupError):
 
 
 class AlreadyRunning(AirflowException):
-    """The run is under way already, or another run of the DAG that rules it out is."""
+    """The run is under way already, or other runs of its DAG are (see max_active_runs)."""
 
 
 class DagRunAlreadyExists(AirflowException, ValueError):
@@ -346,11 +347,11 @@ class DagRunFailed(AirflowException):
 class UnreachableTask(AirflowException):
     """A task's function or argument can't reach a worker process, or no worker can be started."""
 
-    _may_pass = False  # true where a worker was killed at its start, say, or found no room
+    _may_pass = False  # true if a worker was killed at its start, say, or found no room
 
 
 class _UsageError(AirflowException, ValueError):
-    """A wrong argument of a command, or what only the graph or the database shows to be wrong."""
+    """An argument of a command is wrong, in itself or for this graph or database."""
 
 
 class _Empty(DatabaseError):
@@ -387,13 +388,13 @@ class TriggerRule(enum.StrEnum):
 
 
 class WeightRule(enum.StrEnum):
-    """Whose priority weights add to a task's own."""
+    """Which tasks' priority weights are added to a task's own."""
 
     DOWNSTREAM, UPSTREAM, ABSOLUTE = "downstream", "upstream", "absolute"
 
 
 _S = TaskInstanceState
-if not TYPE_CHECKING:  # to look a member up in its class takes Python 3.11 ten times as long
+if not TYPE_CHECKING:  # Python 3.11 takes ten times as long to look a member up in its enum
     _S = types.SimpleNamespace(**_S.__members__)
 _ENDED = frozenset({_S.SUCCESS, _S.FAILED, _S.SKIPPED, _S.UPSTREAM_FAILED, _S.REMOVED})
 _TASK_STATES = {state.value: state for state in TaskInstanceState}
@@ -422,10 +423,10 @@ _NEXT: dict[TaskInstanceState | None, set[TaskInstanceState | None]] = {
 
 @functools.cache
 def _log() -> logging.Logger:
-    """The module's logger. Whoever only looks at runs does not need it."""
-    found = logging.getLogger("liteflow")
-    found.addHandler(logging.NullHandler())
-    return found
+    """The module's logger, made at its first use: a look at runs needs none."""
+    logger = logging.getLogger("liteflow")
+    logger.addHandler(logging.NullHandler())
+    return logger
 
 
 def _utcnow() -> _datetime.datetime:
@@ -440,11 +441,11 @@ def _aware(moment: _datetime.datetime) -> _datetime.datetime:
 
 
 def _parsed(text: str | None, kind: type[T]) -> T:
-    """What a stored JSON text says; an empty value of the kind if it is no JSON of that kind."""
-    found = None
+    """The value of a stored JSON text; an empty `kind()` if that is no JSON of this kind."""
+    value = None
     with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(text or "")
-    return found if isinstance(found, kind) else kind()
+        value = json.loads(text or "")
+    return value if isinstance(value, kind) else kind()
 
 
 def _moment(text: str | None) -> _datetime.datetime | None:
@@ -463,7 +464,7 @@ def _shown(value: object, limit: int = 200, show: Callable[[Any], str] = repr) -
     """A value's repr for people (or what `show` makes of it), bounded, whatever its class does."""
     try:
         text = show(value)
-        if show is repr:  # of a table's lines, a DataFrame's say, the first one tells nothing
+        if show is repr:  # on one line: the first line of a table, a DataFrame say, tells nothing
             text = text.replace("\n", " ").strip()
     except _FROM_OUTSIDE:
         raise
@@ -474,16 +475,16 @@ def _shown(value: object, limit: int = 200, show: Callable[[Any], str] = repr) -
 
 def _few(names: Iterable[str], most: int = 3) -> str:
     """The first names, and how many more there are."""
-    known = list(names)
-    rest = f" and {len(known) - most} more" if len(known) > most else ""
-    return ", ".join(known[:most]) + rest
+    listed = list(names)
+    rest = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + rest
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    """`; did you mean ...?` where something close is known, else what is known at all."""
+    """Return `; did you mean ...?` if a known name is close, else the first of the known names."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=3)
-    if close := close or [x for x in names if name and name in x][:3]:  # `timeout`, say
+    if close := close or [x for x in names if name and name in x][:3]:  # a part of it: `timeout`
         return f"; did you mean {' or '.join(map(repr, close))}?"
     return f"; there is {_few(map(repr, names), 5) or 'none'}"
 
@@ -498,20 +499,20 @@ class _Record:
 
 # --- Signals --------------------------------------------------------------------------------------
 
-# `signal` makes enums of what its C module tells, which takes longer than all the rest.
+# The C module under `signal`: the import of `signal` is slow, as it makes enums of all constants.
 _signal: Any = sys.modules.get("_signal", signal)
 
 
 class _HeldSignals(contextlib.ExitStack):
-    """Holds signals' handlers back while something must be whole: Python calls them in the main
-    thread, between any two steps, and what they raise would leave a lock held, a transaction open,
-    a worker that nobody has. Where all is whole, `call_due` calls them, as the block's end does.
+    """Holds signal handlers back while something is incomplete. Python calls handlers in the main
+    thread between any two steps, and an exception of theirs could leave a lock held, a transaction
+    open, a worker without an owner. `call_due`, and the end of the block, call those that are due.
 
-    `heard` is told of each signal as it comes: with the number of a SIGINT, SIGTERM or SIGHUP whose
-    handler is the default (these `heard` has to see to), with None of any other.
+    `heard` is called for each signal as it comes: with the number of a SIGINT, SIGTERM or SIGHUP
+    that has the default handler (`heard` acts in its place), with None for any other.
     """
 
-    _pid = 0  # this process, as long as it holds any
+    _pid = 0  # this process's id, while it holds handlers back
 
     def __init__(self, heard: Callable[[int | None, Any], None] | None = None) -> None:
         super().__init__()
@@ -529,9 +530,9 @@ class _HeldSignals(contextlib.ExitStack):
                     handler = _signal.getsignal(number)
                     if callable(handler) or (self._heard and _ends_program(number, handler)):
                         self._before[number] = handler
-                        with contextlib.suppress(ValueError):  # it is a subinterpreter's
+                        with contextlib.suppress(ValueError):  # a subinterpreter may not set any
                             _signal.signal(number, self._note)
-            except BaseException:  # what a handler raises that is not held back yet
+            except BaseException:  # raised by a handler that is not held back yet
                 self.close()
                 raise
         return self
@@ -542,15 +543,15 @@ class _HeldSignals(contextlib.ExitStack):
             for number, handler in self._before.items():
                 if _signal.getsignal(number) == self._note:  # the program may have set another one
                     _signal.signal(number, handler)
-        except BaseException:  # what a handler raises that is back already
+        except BaseException:  # raised by a handler that has been put back already
             self._put_back()
             raise
 
     def _note(self, number: int, frame: Any) -> None:
         handler = self._before[number]
         if os.getpid() != self._pid:
-            # A process that was forked meanwhile (a ProcessPoolExecutor's worker, say, which is to
-            # end) inherits the handler, not the meaning.
+            # A process forked meanwhile (a ProcessPoolExecutor's worker that is to end, say) has
+            # inherited `_note`, but holds nothing back.
             signal.signal(number, handler)
             os.kill(os.getpid(), number)
             return
@@ -566,7 +567,8 @@ class _HeldSignals(contextlib.ExitStack):
             self._due.pop(0)()
 
     def try_due(self) -> bool:
-        """The same, but what one of them raises is kept for the next call. Whether any is kept."""
+        """Like `call_due`, but keep what a handler raises for the next call. Returns whether any
+        is kept."""
         try:
             self.call_due()
         except BaseException as error:  # whatever it is
@@ -589,16 +591,17 @@ def _ends_program(number: int, handler: Any) -> bool:
 _SECOND = _datetime.timedelta(seconds=1)
 _TEXT_LIMIT = 10_000_000  # characters of one text that a run records; see _LOOK_LIMIT
 _CONTAINERS = (dict, list, tuple, set, frozenset)
-_LATE = "__settings__"  # the key of settings that hold placeholders; no parameter has this name
+_LATE = "__settings__"  # the argument that carries settings with placeholders; no parameter's name
 _CO_VARARGS, _CO_VARKEYWORDS, _CO_COROUTINE = 4, 8, 128  # as `inspect` names them
 
 # Keys of Airflow's context that are None in ours.
 _NOT_HERE = """conn map_index_template partition_date partition_key task_state_store
     templates_dict""".split()
-# Keys that tell of the run before, by what they name of it.
+# Keys about the DAG's last successful run, with the attribute that each reads from it.
 _DATES_BEFORE = "data_interval_end data_interval_start end_date start_date".split()
 _OF_BEFORE = {f"prev_{name}_success": name for name in _DATES_BEFORE}
-# Airflow's context keys, and names it reserves besides: a parameter so named is filled from it.
+# Airflow's context keys and the other names that it reserves: a function's parameter of such a name
+# is filled from the context.
 _CONTEXT_KEYS = frozenset(_NOT_HERE).union(
     _OF_BEFORE,
     """dag dag_run data_interval_end data_interval_start ds ds_nodash inlet_events inlets
@@ -610,14 +613,14 @@ _CONTEXT_KEYS = frozenset(_NOT_HERE).union(
 
 
 def _refuse_unknown(what: str, given: Iterable[str], known: Collection[str], *more: str) -> None:
-    """Raises TypeError for an argument that is not known; `more`: others that may be meant."""
+    """Raises TypeError for an unknown argument. `more`: further names for "did you mean"."""
     if unknown := set(given).difference(known):
         name = min(unknown)
         raise TypeError(f"{what} got an unknown argument {name!r}{_near(name, [*more, *known])}")
 
 
 def _checked_id(kind: str, value: Any, more: str = ".", limit: int = 250) -> str:
-    """A text that can be an id: of letters, digits, "_", "-" and the signs in `more`."""
+    """Check for a text that can be an id: of letters, digits, "_", "-" and the signs in `more`."""
     text: str = _of_type(str)(kind, value)
     if not re.fullmatch(rf"[\w{more}-]{{1,{limit}}}", text):
         signs = "letters, digits, " + " or ".join(map(repr, f"_-{more}"))
@@ -627,13 +630,13 @@ def _checked_id(kind: str, value: Any, more: str = ".", limit: int = 250) -> str
 
 @functools.cache
 def _of_type(*types: type, least: int | None = None) -> Callable[[str, Any], Any]:
-    """A check that the value is of one of the types (a bool is no int; _Placeholder, for template
-    fields, is not named in messages) and, with `least`, finite and no less. Text of a subclass of
-    str, an enum's member say, becomes plain: marshal, by which it goes to workers, refuses it."""
+    """Return a check that a value is of one of the types (a bool is no int; messages do not name
+    _Placeholder, which template fields allow) and, with `least`, finite and no less. It turns text
+    of a subclass of str (an enum's, say) into plain text, as marshal takes no other to workers."""
 
     def check(what: str, value: Any) -> Any:
         fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
-        if not fits and not (_Placeholder in types and callable(value)):  # see _ready
+        if not fits and not (_Placeholder in types and callable(value)):  # `_ready` calls it
             names = " or ".join(kind.__name__ for kind in types if kind is not _Placeholder)
             raise TypeError(f"{what} must be {names}, found {_shown(value)}")
         if least is not None and not least <= value < math.inf:
@@ -646,17 +649,17 @@ def _of_type(*types: type, least: int | None = None) -> Callable[[str, Any], Any
 def _duration(what: str, value: Any, zero: bool = True) -> _datetime.timedelta:
     """A timedelta or seconds, as a timedelta: more than 0, or, with `zero`, 0 or more."""
     _of_type(_datetime.timedelta, int, float)(what, value)
-    found = -_SECOND  # what is refused: infinite, longer than a timedelta can be, or NaN
+    duration = -_SECOND  # refused below, if the value is NaN or too large for a timedelta
     with contextlib.suppress(OverflowError, ValueError):
-        found = value if isinstance(value, _datetime.timedelta) else value * _SECOND
-    if found < 0 * _SECOND or (not zero and not found):
+        duration = value if isinstance(value, _datetime.timedelta) else value * _SECOND
+    if duration < 0 * _SECOND or (not zero and not duration):
         least = "0 or more" if zero else "more than 0"
         raise ValueError(f"{what} must be {least} and fit a timedelta, found {_shown(value)}")
-    return found
+    return duration
 
 
 def _seconds(what: str, value: Any) -> float:
-    """A timedelta or seconds, as seconds: so Airflow keeps what a sensor's own class reads."""
+    """A timedelta or seconds, as seconds: Airflow keeps it so for the code of sensors."""
     return _duration(what, value).total_seconds()
 
 
@@ -666,7 +669,7 @@ def _backoff(what: str, value: Any) -> float:
 
 
 def _one_of(choices: Iterable[Any], why: str = "") -> Callable[[str, Any], Any]:
-    """A check that returns the choice equal to the value; `why` ends the message of a refusal."""
+    """Return a check that returns the choice equal to the value. `why` ends its error message."""
 
     def check(what: str, value: Any) -> Any:
         for choice in () if isinstance(value, _Placeholder) else choices:
@@ -700,7 +703,7 @@ def _string_keyed(what: str, value: Any) -> dict[str, Any]:
 
 
 def _function(what: str, value: Any) -> Any:
-    """A plain callable: what the decorators make, called in a worker, would do nothing."""
+    """Check for a plain callable. What a decorator made would do nothing if a worker called it."""
     if not callable(value) or isinstance(value, (_Partial, _TaskDecorator, _OperatorType)):
         message = f"{what} must be a plain function, found {_shown(value)}"
         if isinstance(value, _Decorated):
@@ -710,13 +713,13 @@ def _function(what: str, value: Any) -> Any:
 
 
 def _is_plain(function: Any) -> bool:
-    """Whether its code tells all that `inspect` would, which takes longer to import than a worker
-    to start: no decorator has left a word about what it wraps."""
+    """Whether the function's code object shows all that `inspect` would, as no decorator has noted
+    what it wraps. (The import of `inspect` takes longer than the start of a worker.)"""
     return type(function) is types.FunctionType and not vars(function)
 
 
 def _sync_function(what: str, value: Any) -> Any:
-    """A plain function that is no `async def`: nobody would await what such a one returns."""
+    """Check for a plain function, not an `async def`: nobody would await what that returns."""
     if _is_plain(value):
         is_async = value.__code__.co_flags & _CO_COROUTINE
     else:
@@ -734,7 +737,7 @@ def _callbacks(what: str, value: Any) -> Any:
 
 
 def _remedy(found: object) -> str:
-    """Advice for a message: how to make a task or a value of what was found in the place of one."""
+    """Advice for an error message: how to turn what was found into the task or value expected."""
     if isinstance(found, _Decorated):
         return f": call it, {found.function.__name__}()"
     if isinstance(found, _Partial):
@@ -750,7 +753,7 @@ def _remedy(found: object) -> str:
 
 
 class _Setting(_Record):
-    """A task's or DAG's argument: its default, and the check that turns it into what is kept."""
+    """An argument of tasks or DAGs: its default, and the check, which returns what is kept."""
 
     default: Any
     check: Callable[[str, Any], Any]
@@ -761,7 +764,7 @@ def _optional(default: Any, check: Callable[[str, Any], Any]) -> Any:
     return _Setting(default, lambda what, found: default if found is None else check(what, found))
 
 
-_setting: Any = _Setting  # Any: to a type checker, a class attribute has the type of its value
+_setting: Any = _Setting  # Any, or type checkers would take each class attribute for a _Setting
 _boolean = _of_type(bool)
 _timeout = functools.partial(_duration, zero=False)
 _path = _of_type(str, os.PathLike)
@@ -775,11 +778,11 @@ _must_be_false = _setting(False, _one_of([False], ": not supported, runs are ind
 
 
 class _Dependency:
-    """What `>>` and its kin do, for everything that stands for one task or several."""
+    """The base of what `>>` and its kin take: it stands for one task or several."""
 
     __slots__ = ()
 
-    _ends: Callable[[], list[BaseOperator]]  # the tasks that must end before what comes after this
+    _ends: Callable[[], list[BaseOperator]]  # the tasks for which what comes after this waits
 
     def _starts(self) -> list[BaseOperator]:
         """The tasks that have to wait when something comes before this."""
@@ -905,7 +908,7 @@ class TaskGroup(_Dependency):
         dag._claim(self.group_id)
         dag.task_group_dict[self.group_id] = self
         self.children: list[BaseOperator] = []
-        self._before: list[BaseOperator] = []  # what follows a group without work waits for these
+        self._before: list[BaseOperator] = []  # if there is no work, what follows waits for these
         # The groups around this one, outermost first, and itself; what one of them is mapped over.
         self._path: list[TaskGroup] = [*(parent._path if parent is not None else ()), self]
         self._mapping: _ExpandInput | None = parent._mapping if parent is not None else None
@@ -929,7 +932,8 @@ class TaskGroup(_Dependency):
         return [t for t in self.children if not inside & t._upstream.keys()]
 
     def _ends(self) -> list[BaseOperator]:
-        """The last work: nothing follows it or (if no setup) only teardowns, one of them last."""
+        """The last tasks but for teardowns. A task is last if nothing in the group follows it, or,
+        unless it is a setup, only teardowns, one of which is last."""
         inside = {t.task_id: t for t in self.children}
 
         def is_last(task: BaseOperator) -> bool:
@@ -945,12 +949,12 @@ class TaskGroup(_Dependency):
 
 
 _current_group = contextvars.ContextVar[TaskGroup | None]("liteflow_group", default=None)
-_PLACE = ("dag", "task_group", "default_args")  # arguments that say where a task is: no settings
+_PLACE = ("dag", "task_group", "default_args")  # arguments that are no settings
 
 
 def _surroundings(given: dict[str, Any]) -> tuple[Dag | None, TaskGroup | None, dict[str, Any]]:
-    """The DAG and group of a task with these arguments (the current ones, unless given), and the
-    default_args that reach it: the DAG's, under its groups', under its own."""
+    """The DAG and group of a task with these arguments (the current ones, unless given), and its
+    default_args: its own, which win over its groups', which win over the DAG's."""
     dag, group, current = given.get("dag"), given.get("task_group"), _current_group.get()
     dag = _current_dag.get() if dag is None else _of_type(Dag)("dag", dag)
     if group is None and current is not None and dag in (None, current.dag):
