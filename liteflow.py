@@ -567,8 +567,7 @@ class _HeldSignals(contextlib.ExitStack):
             self._due.pop(0)()
 
     def try_due(self) -> bool:
-        """Like `call_due`, but keep what a handler raises for the next call. Returns whether any
-        is kept."""
+        """Like `call_due`, but keep what one raises for the next call. Returns if any is kept."""
         try:
             self.call_due()
         except BaseException as error:  # whatever it is
@@ -600,8 +599,7 @@ _NOT_HERE = """conn map_index_template partition_date partition_key task_state_s
 # Keys about the DAG's last successful run, with the attribute that each reads from it.
 _DATES_BEFORE = "data_interval_end data_interval_start end_date start_date".split()
 _OF_BEFORE = {f"prev_{name}_success": name for name in _DATES_BEFORE}
-# Airflow's context keys and the other names that it reserves: a function's parameter of such a name
-# is filled from the context.
+# Airflow's context keys, and names it reserves: parameters so named are filled from the context.
 _CONTEXT_KEYS = frozenset(_NOT_HERE).union(
     _OF_BEFORE,
     """dag dag_run data_interval_end data_interval_start ds ds_nodash inlet_events inlets
@@ -932,8 +930,7 @@ class TaskGroup(_Dependency):
         return [t for t in self.children if not inside & t._upstream.keys()]
 
     def _ends(self) -> list[BaseOperator]:
-        """The last tasks but for teardowns. A task is last if nothing in the group follows it, or,
-        unless it is a setup, only teardowns, one of which is last."""
+        """The last work: nothing follows it or, unless it is a setup, only teardowns, one last."""
         inside = {t.task_id: t for t in self.children}
 
         def is_last(task: BaseOperator) -> bool:
@@ -1085,8 +1082,7 @@ class _OneTask(_Dependency):
             around = [_around(outer) for outer in reversed(scopes)]
             before = next((x for x, _ in around if x), [])
             after = next((x for _, x in around if x), [])
-            # A setup or teardown may belong to both scopes.
-            _join([x for x in before if x not in setups], setups or first)
+            _join([x for x in before if x not in setups], setups or first)  # one may be of both
             _join(teardowns or last, [x for x in after if x not in teardowns])
 
     def add_task(self, task: Any) -> None:
@@ -1870,8 +1866,7 @@ class _ExpandInput:
 
 
 def _checked_source(what: str, name: str | None, source: Any) -> Any:
-    """Return what an argument (None: that of `expand_kwargs`) is mapped over, a result or a list of
-    constants. Raises TypeError or ValueError for anything else."""
+    """What an argument (None: `expand_kwargs`) is mapped over: a result, or a list of constants."""
     if isinstance(source, _Mappable):
         return source
     if name is None:
@@ -2151,7 +2146,6 @@ class PythonSensor(BaseSensorOperator, PythonOperator):
 
 
 def _jinja(dag: Dag) -> Any:
-    """The DAG's Jinja environment."""
     jinja2: Any = __import__("jinja2")  # if the user has installed it
     make = jinja2.Environment
     if dag.render_template_as_native_obj:
@@ -2187,8 +2181,7 @@ def _rendered(value: Any, context: Context, as_they_are: Collection[int] = ()) -
 
 
 def _mapped(kind: Any, task_id: str, expand: _ExpandInput, fixed: dict[str, Any]) -> Any:
-    """Make a mapped operator. Its own `__init__` is not called here, but for each instance, in a
-    worker."""
+    """Make a mapped operator. Its own `__init__` is called only for each instance, in a worker."""
     made: Any = object.__new__(kind)
     made._in_partial, made._defaults = fixed, _surroundings(fixed)[2]
     own, known = {}, kind._known_settings
@@ -2538,9 +2531,8 @@ def _schedule(what: str, value: Any) -> Any:
 
 _current_dag = contextvars.ContextVar["Dag | None"]("liteflow_dag", default=None)
 # Every Dag by (module, dag_id, n): the n-th of that id built in that module. A worker that
-# imports the module finds its own Dag under the same key, or none. Each import of a module counts
-# from 0, as Dask's upload_file imports a file twice. An import is told by its spec's `id()` (the
-# spec is kept, so that no other object gets that id).
+# imports the module finds its own Dag under the same key, or none. Each import counts from 0, as
+# Dask's upload_file imports a file twice; it is told by its spec's id (the spec is kept for that).
 _built: weakref.WeakValueDictionary[tuple[str, str, int], Dag] = weakref.WeakValueDictionary()
 _built_counts: dict[tuple[str, str, int], tuple[Iterator[int], Any]] = {}
 _kept_dags: list[Dag] = []  # those of a loaded script, which may drop them: a worker must find them
@@ -2859,7 +2851,6 @@ class Dag:
         return _load_dag(dag_id, _database_path(db_path, None))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the graph."""
         return _notebook(_html("h1", self.dag_id), _svg_graph(_dag_boxes(self)))
 
     def _repr_mimebundle_(self, **asked: Any) -> dict[str, str]:
@@ -3250,14 +3241,13 @@ def _resolved(what: str, params: Mapping[str, Any], conf: Mapping[str, Any]) -> 
 
 # --- Plan: which task may run, and what follows from each outcome (no I/O, no clock) --------------
 
-# The plan's words: a node is a task with its instances. An instance is decided once its trigger
-# rule lets it run, or ends it; it is doomed if it was sent to a worker and the run has to end it,
-# and passing if it ends without a worker. A gate of a node is a branch or short circuit that may
-# still skip it (leave it out). The scope of a setup reaches down to each of its teardowns, or to
-# all that is below it if it has none. Two nodes are in step if they are in one mapped group, where
-# an instance concerns only those of its own index. A node is crowded while other runs use up its
-# limit. In a resume, an instance that runs again pulls what is downstream of it, so that this runs
-# again, too; one that is taken along runs again and pulls nothing.
+# The plan's words. Node: a task with its instances. Decided: an instance that its trigger rule has
+# let run, or ended. Gate: a branch or short circuit that may still skip a node (leave it out).
+# Scope of a setup: all between it and its teardowns, or all below it if it has none. In step: nodes
+# of one mapped group, where an instance concerns only those of its own index. Passing: an instance
+# that ends without a worker. Doomed: one that was sent, and that the run is to end. Crowded: a node
+# whose limit other runs use up. In a resume, what runs again pulls what is downstream, so that this
+# runs again, too; what is taken along runs again and pulls nothing.
 
 
 class _Past(_NamedTuple):
@@ -3287,9 +3277,8 @@ class _Past(_NamedTuple):
 _CLEARED, _CLEARED_ALONE = 1, 2
 _NEVER_RUN = _Past(0, "", -1, None, try_number=0, max_tries=0)  # for a new instance of any task
 
-# A node counts what it waits for in a list of five numbers. Four are at these places: the instances
-# that ended in that state (one that a stopped run leaves undone counts as upstream_failed). At the
-# place _PENDING is the number of tasks that have pending instances.
+# A node counts what it waits for in five numbers: at these places, the instances that ended so (one
+# that a stopped run leaves counts as upstream_failed); at _PENDING, the tasks with any pending.
 _END_AT: dict[str | None, int] = {_S.SUCCESS: 0, _S.FAILED: 1, _S.UPSTREAM_FAILED: 2, _S.SKIPPED: 3}
 _PENDING = 4
 _NO_COUNTS = [0] * 5  # shared by all nodes that wait for nothing
@@ -3360,8 +3349,8 @@ class _Node:
         self.weight = task.priority_weight
         self.upstream: tuple[_Node, ...] = ()
         self.downstream: tuple[_Node, ...] = ()
-        # A teardown's own setups; for other nodes, those of their scopes that are not directly
-        # upstream (the trigger rule heeds those).
+        # A teardown's own setups; for other nodes, the setups of the scopes around them, but for
+        # those directly upstream, which the trigger rule heeds.
         self.setups: _Nodes = ()
         self.sheltered: _Nodes = ()  # if this is a setup: all nodes in its scope, and its teardowns
         # Branches and short circuits that may skip this node. For a teardown also all nodes of its
@@ -3379,8 +3368,7 @@ class _Node:
         given = _callbacks_and_timeout(task)
         self.holds = task._dag_or_error().fail_fast or given.count(None) < len(given)
         self.expanded = True  # it has its final instances, at least one
-        # How the nodes of `upstream`, and of `setups`, ended, but for those in step (see `tally`).
-        self.counts = self.needs = _NO_COUNTS
+        self.counts = self.needs = _NO_COUNTS  # of `upstream`, of `setups`; none in step (`tally`)
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
         self.sent = 0  # instances that are at a worker, or on their way to one
@@ -3432,9 +3420,8 @@ def _by_rule(
 ) -> TaskInstanceState | None:
     """Airflow's table of trigger rules; takes the five counts of a node.
 
-    RUNNING if the instance may run, its final state if it may not, or None: it has to wait. The
-    table is stricter than Airflow's in one thing: a failure wins over a skip, whichever came first,
-    or the faster worker would decide.
+    RUNNING if the instance may run, its final state if it may not, or None: it must wait. Unlike in
+    Airflow, a failure wins over a skip that came first, so that no race of workers decides.
     """
     bad, done = failed or upstream_failed, not pending
     run = _S.RUNNING if done else None
@@ -3493,11 +3480,10 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
 
 
 def _reach(order: Sequence[_Node], side: str, marks: Iterable[int]) -> Iterator[tuple[_Node, int]]:
-    """Yield each node with the marks of all nodes on that `side` of it ("upstream" or "downstream")
-    as a bit set; the order must begin on that side.
+    """Yield each node with the marks of all nodes to that side ("upstream", say) as a bit set.
 
-    A node passes its set on and drops it, and the marks are taken one by one: all sets of 50,000
-    nodes at a time would take 156 MB.
+    The order begins on that side. A node passes its set on and drops it, and takes its mark only
+    then: all sets of 50,000 nodes would take 156 MB.
     """
     sets: dict[_Node, int] = {}
     other_side = "downstream" if side == "upstream" else "upstream"
@@ -3532,8 +3518,7 @@ def _find_gates(order: Sequence[_Node]) -> None:
         if (flow := node.task._flow) is None:
             continue
         far = flow != "branch" and getattr(node.task, "ignore_downstream_trigger_rules", True)
-        # As in Airflow, a mapped branch or short circuit skips nothing outside its mapped group,
-        # and a short circuit skips no teardown.
+        # As in Airflow, a mapped gate skips none outside its group, a short circuit no teardown.
         node.guarded = []
         for below in _all_from(node.downstream) if far else node.downstream:
             outside = node.mapping is not None and not below.is_in_step_with(node)
@@ -3665,8 +3650,8 @@ class _Plan:
                 self._touch(node)
 
     def _give_instances(self, node: _Node, count: int) -> None:
-        """Give the node so many mapped instances; for 0, one of index -1: all that an unmapped task
-        has, or a stand-in for the instances to come."""
+        """Give the node so many mapped instances. For 0, give it one of index -1: the only one of
+        an unmapped task, or a stand-in until a mapped one is expanded."""
         task_id, get = node.task.task_id, self._recorded.get
         indexes = range(count) if count else (-1,)
         node.instances = [_Instance(node, i, get((task_id, i), _NEVER_RUN)) for i in indexes]
@@ -3807,9 +3792,9 @@ class _Plan:
             self._decide(instance, _S.SKIPPED)
 
     def interrupt(self, instance: _Instance, again: bool = False) -> None:
-        """The instance's attempt was cut off through no fault of its own, so it uses up no try. It
-        is left to a resume; but `again` lets a stopped run send a teardown once more (not twice:
-        the teardown may be what ends its worker)."""
+        """The attempt was cut off through no fault of its own, so it uses up no try. It is left to
+        a resume; but with `again`, a stopped run sends a teardown once more (not twice, as the
+        teardown may be what ends its worker)."""
         self._occupy(instance, -1)
         instance.max_tries += 1
         instance.move(None)
@@ -3820,8 +3805,7 @@ class _Plan:
             self._ended(instance)
 
     def _goes_on(self, instance: _Instance) -> bool:
-        """Whether the run still runs it. A run that gave up runs only teardowns, one that was
-        stopped only those that have setups, one that timed out nothing."""
+        """Whether the run still runs the instance: if it gave up or was stopped, only teardowns."""
         node = instance.node
         if self.gave_up and (self.timed_out or not node.task.is_teardown):
             return False
@@ -3873,8 +3857,7 @@ class _Plan:
                     self._carry_out(instance, decision)
 
     def _decision(self, instance: _Instance) -> TaskInstanceState | None:
-        """Return what `_Node.decide` says. But a mapped node that is not expanded yet depends on
-        its sources, too, and its RUNNING means that it is to be expanded."""
+        """`_Node.decide`; but an unexpanded node waits for its sources, and RUNNING expands it."""
         node = instance.node
         if instance.decided:
             return None
@@ -3885,8 +3868,7 @@ class _Plan:
         if _END_AT[_S.FAILED] in ends or _END_AT[_S.UPSTREAM_FAILED] in ends:
             return None if node.is_gated(instance) else _S.UPSTREAM_FAILED
         is_open = any(source.open for source in node.sources)
-        # A group that has elements is expanded as soon as the sources have ended: the trigger rules
-        # of its tasks decide about each instance.
+        # A group with elements is expanded whatever its tasks' rules: these are for the instances.
         skipped = _END_AT[_S.SKIPPED] in ends
         gives = is_open or (not skipped and self.count(node) != 0)
         decision = _S.RUNNING if node.group is not None and gives else node.decide(instance)
@@ -3917,8 +3899,7 @@ class _Plan:
 
     def _expand(self, node: _Node) -> None:
         """Give a mapped task, or all tasks of a mapped group, the instances they will have."""
-        # In a resume, mates may have instances already. Their number holds, even if the source is a
-        # setup that was taken along and gives a list of another length now.
+        # In a resume, expanded mates set the number, though a source taken along may give another.
         there = [mate.instances for mate in node.mates if mate.expanded]
         count = len(there[0]) if there else self.count(node)
         if not count:
@@ -4031,8 +4012,7 @@ def _taken_by(task: BaseOperator) -> frozenset[str]:
 
 
 def _takes_text(task: BaseOperator) -> str | None:
-    """The same ids as JSON, as a run records them; "ID[]" where a task takes all results of a
-    mapped one."""
+    """The same ids as JSON for the record; `up[]` where it takes all results of a mapped task."""
     names = []
     for up in sorted(_taken_by(task)):
         mapping = task._dag_or_error().task_dict[up]._mapping
@@ -4061,8 +4041,7 @@ class _Resumption:
         keys: Callable[[_ExpandInput], list[str]],
         running: Collection[_InstanceKey] = (),
     ) -> None:
-        """`order`: the tasks, each after those that it waits for. `running`: which instances of
-        `may_not_run` are known to run after all."""
+        """`running`: which instances of `may_not_run` are known to run after all."""
         self.instances: dict[_InstanceKey, _Past] = {}  # of today's code; new ones have no id
         self.again: set[_InstanceKey] = set()  # they run again, or are decided anew; two subsets:
         self.may_not_run: set[_InstanceKey] = set()  # new, or did not run: may not run now
@@ -4086,8 +4065,7 @@ class _Resumption:
             self._take_scopes_along(order)
 
     def _remove(self, rows: Mapping[int, _Past], taken: Collection[int] = ()) -> None:
-        """Note rows that belong to no instance of today's code. Where an instance has the index of
-        such a row, the row gets an index after all others."""
+        """Note rows that no instance has today. If their index is taken, they get a later one."""
         free = itertools.count(max([*rows, *taken], default=0) + 1)
         for index, row in sorted(rows.items()):
             self.removed.append((row, next(free) if index in taken else index))
@@ -4118,8 +4096,7 @@ class _Resumption:
         return keys == []
 
     def _keys_of_today(self, mapping: _ExpandInput, rows: Mapping[int, _Past]) -> list[str] | None:
-        """The keys of what the instances are mapped over, or None if the sources decide that in the
-        resume: they run again, or the run has not expanded the task yet."""
+        """The keys of the instances, or None if they are known only once the sources have ended."""
         sources = mapping.source_ids
         was_expanded = any(i >= 0 and row.state != "removed" for i, row in rows.items())
         if not any((up, None) in self._pulling or up in self._moved for up in sources):
@@ -4191,8 +4168,7 @@ class _Resumption:
                 self.along |= ends - self.again
                 self.again |= ends
                 torn = [*torn_by, *(self.instances[end] for end in ends)]
-                # A teardown that died with its scheduler may have begun without a record of that:
-                # it counts as "~", which sorts after all times.
+                # A teardown whose scheduler died may have begun unrecorded: "~" is after all times.
                 begun = max((past.began or ("~" if past.died else "") for past in torn), default="")
                 if begun >= (self.instances[key].ended or "~"):
                     self.along |= {key} - self.again
