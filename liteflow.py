@@ -51,7 +51,7 @@ States of a task instance (None: not decided yet), and what may follow:
     running -> success | failed | skipped | up_for_retry | up_for_reschedule | None (interrupted)
     up_for_retry, up_for_reschedule -> queued | skipped | None (interrupted)
     any ended state -> None (cleared, or decided anew by a resume) | removed (gone from the code)
-    (One that starts alone is running once it is sent, and a withdrawal takes that back, too.)
+    (An instance that starts alone is running as soon as it is sent; a withdrawal undoes that.)
 
 The sections stand under headings `# --- Name: part ---`, and each depends on those above it alone,
 apart from one-line calls downwards: errors and states, signals, building, plan, store, values,
@@ -96,7 +96,7 @@ if __name__ == "__main__":
     _own_path = __file__ if __file__.endswith(".py") else os.path.realpath(__file__)
     _own_name = __spec__.name if __spec__ else os.path.splitext(os.path.basename(_own_path))[0]
     _own = sys.modules[_own_name] = types.ModuleType(_own_name)
-    _own.__file__, _own.__spec__ = __file__, __spec__  # as in its code: by it, frames are told
+    _own.__file__, _own.__spec__ = __file__, __spec__  # frames are recognized by this file
     if __spec__ and __spec__.parent:  # a package has its modules as attributes
         setattr(sys.modules[__spec__.parent], _own_name.rpartition(".")[2], _own)
     exec(sys._getframe().f_code, vars(_own))
@@ -261,7 +261,7 @@ class XComForMappingNotPushed(AirflowException, TypeError):
 
 
 class UnmappableXComTypePushed(AirflowException, TypeError):
-    """A task that others expand over returned neither a sequence (text is none here) nor a dict."""
+    """A task that others expand over returned text, or no sequence or dict at all."""
 
 
 class UnmappableXComLengthPushed(AirflowException, ValueError):
@@ -701,7 +701,7 @@ def _string_keyed(what: str, value: Any) -> dict[str, Any]:
 
 
 def _function(what: str, value: Any) -> Any:
-    """Check for a plain callable. What a decorator made would do nothing if a worker called it."""
+    """Check for a plain callable: what `@task` and its kin make would do nothing in a worker."""
     if not callable(value) or isinstance(value, (_Partial, _TaskDecorator, _OperatorType)):
         message = f"{what} must be a plain function, found {_shown(value)}"
         if isinstance(value, _Decorated):
@@ -946,7 +946,7 @@ class TaskGroup(_Dependency):
 
 
 _current_group = contextvars.ContextVar[TaskGroup | None]("liteflow_group", default=None)
-_PLACE = ("dag", "task_group", "default_args")  # arguments that are no settings
+_PLACE = ("dag", "task_group", "default_args")  # arguments that say where a task is: no settings
 
 
 def _surroundings(given: dict[str, Any]) -> tuple[Dag | None, TaskGroup | None, dict[str, Any]]:
@@ -974,8 +974,8 @@ class _OperatorType(type):
     """The class of operators' classes. A call of one takes keywords only, fills in default_args,
     and sets the operator after the tasks whose results its template fields hold.
 
-    A `_Setting` in a class's body is replaced by its default, and kept in `_known_settings`: by it
-    the values are checked that subclasses, or bases that are no operators, put in its place. An
+    A `_Setting` in a class's body is replaced by its default, and kept in `_known_settings`: its
+    check is also for what subclasses, and bases that are no operators, put in its place. An
     operator keeps only what is no default, as 30 attributes take five times the memory of 29.
     """
 
@@ -1082,7 +1082,7 @@ class _OneTask(_Dependency):
             around = [_around(outer) for outer in reversed(scopes)]
             before = next((x for x, _ in around if x), [])
             after = next((x for _, x in around if x), [])
-            _join([x for x in before if x not in setups], setups or first)  # one may be of both
+            _join([x for x in before if x not in setups], setups or first)  # some may be in both
             _join(teardowns or last, [x for x in after if x not in teardowns])
 
     def add_task(self, task: Any) -> None:
@@ -1162,7 +1162,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     is_setup = is_teardown = on_failure_fail_dagrun = False
     _conditions: tuple[tuple[_Condition, bool, str | None], ...] = ()  # of run_if (True), skip_if
     task_group: TaskGroup | None = None
-    _made_inside: list[BaseOperator]  # the tasks made directly in its `with` block, as a setup's
+    _made_inside: list[BaseOperator]  # a setup's or teardown's: tasks right in its `with` block
     _takes_more: bool  # add_task() is allowed in the block: no inner block has ended yet
 
     def __init__(self, *, task_id: str, **settings: Any) -> None:
@@ -1374,7 +1374,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         return made
 
     def _result_of(self, call: Callable[[], Any], execution: _Execution) -> Any:
-        """The task's result: what the call returns. (Bash runs that, and a sensor calls again.)"""
+        """The task's result: what the call returns. (Bash runs that; a sensor repeats the call.)"""
         return call()
 
     def __repr__(self) -> str:
@@ -1505,8 +1505,8 @@ def _texts_in(value: Any) -> Iterator[str]:
     for leaf in _leaves(value, keys=False):
         if isinstance(leaf, str):
             yield leaf
-        elif hasattr(type(leaf), "template_fields"):  # in the class it may be a property
-            for name in leaf.template_fields:
+        elif hasattr(type(leaf), "template_fields"):
+            for name in leaf.template_fields:  # not the type's, which may be a property
                 yield from _texts_in(getattr(leaf, name, None))
 
 
@@ -1605,7 +1605,7 @@ def _takes_context(function: Callable[..., Any]) -> bool:
 
 def _return_annotation(function: Any) -> Any:
     if _is_plain(function):
-        with contextlib.suppress(Exception):  # `_signature` needs no evaluation, but is slow
+        with contextlib.suppress(Exception):  # they can't be evaluated: see `_signature`
             return function.__annotations__.get("return")
     return _signature(function).return_annotation
 
@@ -1662,7 +1662,7 @@ class _Placeholder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In a task's arguments it is pickled as a call that looks its value up in the worker."""
-        if (task_and_results := _pickling.get()) is None:  # nothing else may be pickled with it
+        if (task_and_results := _pickling.get()) is None:  # outside of a task's arguments
             raise TypeError(f"{self!r} is a placeholder: it is no value to store")
         return _of_job, self._look_up(*task_and_results)
 
@@ -1701,7 +1701,7 @@ class _Mappable(_Placeholder, _Dependency):
     def _look_up(self, task: BaseOperator, results: list[Any], plain: bool = True) -> Any:
         """Look up the list of its elements. `plain`: it is an argument, not a source of another."""
         by, functions = self._by, task._map_functions
-        if self._how == "map" and by in functions:  # not if this is in an object: none is searched
+        if self._how == "map" and by in functions:  # else it is in an object, which is not searched
             by = functions.index(by)
         sources = (source._look_up(task, results, plain=False) for source in self._sources)
         return "elements", self._how, by, *sources
@@ -1723,7 +1723,7 @@ class _Mappable(_Placeholder, _Dependency):
         return _Mappable("concat", *(self._sources if self._how == "concat" else [self]), *others)
 
     def _parts(self, how: str) -> list[Any]:
-        """Of all that it is made of, and itself, the parts made by `how`; "xcom": the results."""
+        """The parts of it, itself too, that were made by `how` ("xcom": the results of tasks)."""
         parts = [part for source in self._sources for part in source._parts(how)]
         return [*parts, self] if self._how == how else parts
 
@@ -1929,7 +1929,7 @@ class BashOperator(BaseOperator):
         from subprocess import PIPE, STDOUT, Popen
 
         command, of_function = call(), isinstance(self, _FunctionOperator)
-        # As in Airflow, only what a function returns may not be blank.
+        # As in Airflow, a blank command is refused only if a function returned it.
         if not isinstance(command, str) or (of_function and not command.strip()):
             raise TypeError(f"task {self.task_id!r}: bash needs a command, found {_shown(command)}")
         names = _CONTEXT_KEYS.intersection(re.findall(r"\{\{[-\s]*(\w+)", command))
@@ -1946,7 +1946,7 @@ class BashOperator(BaseOperator):
                 cwd = stack.enter_context(tempfile.TemporaryDirectory(prefix="liteflow-bash-"))
             process = Popen(["bash", "-c", command], stdout=PIPE, stderr=STDOUT, cwd=cwd, env=env)
             stack.enter_context(process)
-            stack.callback(_let_end, process, self.output_encoding)  # before Popen's own wait
+            stack.callback(_let_end, process, self.output_encoding)  # called before Popen's exit, which waits
             last_line = [""]  # in pieces, as joining a long line anew for each takes too long
             for text in _command_output(process, self.output_encoding):
                 if "\n" in last_line[-1][-1:] + text[:-1]:  # the line ended, and more has come
@@ -2333,18 +2333,18 @@ class _TaskFunction(_Decorated[P, R, XComArg[Any]]):
         super()._check(names, method)
 
     def _make(self, expand: _ExpandInput | None, kwargs: dict[str, Any], args: Any = ()) -> Any:
-        _, _, defaults = _surroundings(self._settings)  # as in Airflow, for parameters, too
+        _, _, defaults = _surroundings(self._settings)  # as in Airflow, they fill parameters, too
         mapped = {} if expand is None else expand.sources
         parameters = self._parameters
         unfilled = defaults.keys() - {*mapped, *parameters.by_position(args)} if defaults else ()
         kwargs = {n: defaults[n] for n in parameters.names if n in unfilled} | kwargs
-        if expand is None:  # a mapped task fails at each instance instead, as in Airflow
+        if expand is None:  # a mapped task checks that for each instance, as in Airflow
             try:
                 parameters.bind(args, kwargs)
             except TypeError as error:
                 what = f"{self._what}: {self.function.__name__}() {error}"
                 taken = _CONTEXT_KEYS.intersection(parameters.by_position(args))
-                more = f": {min(taken)!r}, of the context, took one: name them" if taken else ""
+                more = f": {min(taken)!r}, a context key, took one: name arguments" if taken else ""
                 raise TypeError(what + more) from None
         made = self._maker(self, args, kwargs, expand, **self._settings)
         self._note_use(made.dag)
@@ -2415,7 +2415,7 @@ class _GroupFunction(_Decorated[P, R, Any]):
         if None not in expand.sources:
             return {name: _Argument("group_value", name) for name in expand.sources}
         if star := self._parameters.rest or self._parameters.others:
-            raise TypeError(f"{self._what}: expand_kwargs() can't fill {star}: name arguments")
+            raise TypeError(f"{self._what}: expand_kwargs() can't fill {star}: name parameters")
         default = {name: [value] for name, value in self._parameters.defaults.items()}
         left = [name for name in self._parameters.names if name not in given]
         return {name: _Argument("group_value", name, *default.get(name, ())) for name in left}
@@ -2532,7 +2532,7 @@ def _schedule(what: str, value: Any) -> Any:
 _current_dag = contextvars.ContextVar["Dag | None"]("liteflow_dag", default=None)
 # Every Dag by (module, dag_id, n): the n-th of that id built in that module. A worker that
 # imports the module finds its own Dag under the same key, or none. Each import counts from 0, as
-# Dask's upload_file imports a file twice; it is told by its spec's id (the spec is kept for that).
+# Dask's upload_file imports a file twice. The id of a spec, which is kept, stands for an import.
 _built: weakref.WeakValueDictionary[tuple[str, str, int], Dag] = weakref.WeakValueDictionary()
 _built_counts: dict[tuple[str, str, int], tuple[Iterator[int], Any]] = {}
 _kept_dags: list[Dag] = []  # those of a loaded script, which may drop them: a worker must find them
@@ -2600,7 +2600,6 @@ class Dag:
         self._register()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Check a setting, also when it is assigned later."""
         if name in _DAG_SETTINGS:
             value = _DAG_SETTINGS[name].check(f"DAG {self.dag_id!r}: {name}", value)
         object.__setattr__(self, name, value)
@@ -3140,7 +3139,7 @@ def _is_one_of(value: Any, allowed: Iterable[Any]) -> bool:
 
 
 # Each raises ValueError, or returns something false, for a text that does not fit. The slices ask
-# for signs that JSON Schema wants, as `fromisoformat` does without ("20260101").
+# for the signs that JSON Schema wants, as `fromisoformat` does without them ("20260101").
 _FORMATS: dict[str, Callable[[str], Any]] = {
     "date": lambda text: text[7:8] == "-" and _datetime.date.fromisoformat(text),
     "date-time": lambda text: text[13:14] == ":" and _datetime.datetime.fromisoformat(text),
@@ -3368,7 +3367,7 @@ class _Node:
         given = _callbacks_and_timeout(task)
         self.holds = task._dag_or_error().fail_fast or given.count(None) < len(given)
         self.expanded = True  # it has its final instances, at least one
-        self.counts = self.needs = _NO_COUNTS  # of `upstream`, of `setups`; none in step (`tally`)
+        self.counts = self.needs = _NO_COUNTS  # of `upstream`, of `setups`; in step: see `tally`
         self.instances: list[_Instance] = []
         self.open = 0  # instances that have not ended
         self.sent = 0  # instances that are at a worker, or on their way to one
@@ -3689,7 +3688,7 @@ class _Plan:
         return 0 if node in self.crowded else node.limit - node.sent
 
     def enqueue(self, instance: _Instance) -> None:
-        """Let `take` return the instance once there is room, or let it pass."""
+        """Let `take` return the instance once there is room; one without work is `passing`."""
         node = instance.node
         if isinstance(node.task, EmptyOperator):
             return self.passing.append(instance)
@@ -3857,7 +3856,7 @@ class _Plan:
                     self._carry_out(instance, decision)
 
     def _decision(self, instance: _Instance) -> TaskInstanceState | None:
-        """`_Node.decide`; but an unexpanded node waits for its sources, and RUNNING expands it."""
+        """Like `_Node.decide`, but an unexpanded node waits for its sources; RUNNING expands it."""
         node = instance.node
         if instance.decided:
             return None
@@ -4044,7 +4043,7 @@ class _Resumption:
         """`running`: which instances of `may_not_run` are known to run after all."""
         self.instances: dict[_InstanceKey, _Past] = {}  # of today's code; new ones have no id
         self.again: set[_InstanceKey] = set()  # they run again, or are decided anew; two subsets:
-        self.may_not_run: set[_InstanceKey] = set()  # new, or did not run: may not run now
+        self.may_not_run: set[_InstanceKey] = set()  # new, or did not run: perhaps not now either
         self.along: set[_InstanceKey] = set()  # taken along, or cleared alone: they pull nothing
         self.unexpanded: set[str] = set()  # tasks whose instances depend on what has yet to end
         self.removed: list[tuple[_Past, int]] = []  # with the index that they get
@@ -4073,7 +4072,7 @@ class _Resumption:
                 self._moved.add(row.task_id)
 
     def _match(self, task: BaseOperator, rows: dict[int, _Past]) -> bool:
-        """Give today's instances of the task their rows. Returns whether it is mapped over none."""
+        """Give today's instances their rows. Returns whether the task is mapped over nothing."""
         mapping = task._mapping
         keys = None if mapping is None else self._keys_of_today(mapping, rows)
         today = {-1: _NEVER_RUN._replace(task_id=task.task_id)}
@@ -4190,7 +4189,7 @@ class _Resumption:
             if cut_off and row.lost >= retries + 3:  # it may be what kills its schedulers
                 row = row._replace(state="failed")
             elif key in self.again and not (cut_off and row.try_number):
-                # As when Airflow clears it, all tries are new; what was cut off goes on counting.
+                # All tries are new, as when Airflow clears it; what was cut off has those left.
                 row = row._replace(state=None, max_tries=row.try_number + retries, flow=None)
             recorded[key] = row
         for row, index in self.removed:  # a later expansion may have an instance of this index

@@ -1636,7 +1636,7 @@ class RefusalsTest(Case):
         said = "task 'tell': parameter 'reason' is filled from the context: rename it"
         self.refused(ValueError, said, task, tell)
         with self.dag:
-            said = "missing a required argument: 'x': 'ti', of the context, took one: name them"
+            said = "missing a required argument: 'x': 'ti', a context key, took one: name arguments"
             self.refused(TypeError, said, task(lambda ti, x: x), 1)
 
     def test_a_pool_that_has_no_size(self):
