@@ -1946,7 +1946,7 @@ class BashOperator(BaseOperator):
                 cwd = stack.enter_context(tempfile.TemporaryDirectory(prefix="liteflow-bash-"))
             process = Popen(["bash", "-c", command], stdout=PIPE, stderr=STDOUT, cwd=cwd, env=env)
             stack.enter_context(process)
-            stack.callback(_let_end, process, self.output_encoding)  # before Popen.__exit__, which waits
+            stack.callback(_let_end, process, self.output_encoding)  # before Popen's exit waits
             last_line = [""]  # in pieces, as joining a long line anew for each takes too long
             for text in _command_output(process, self.output_encoding):
                 if "\n" in last_line[-1][-1:] + text[:-1]:  # the line ended, and more has come
