@@ -1699,7 +1699,7 @@ class _Mappable(_Placeholder, _Dependency):
         self._how, self._sources, self._by = how, sources, by
 
     def _look_up(self, task: BaseOperator, results: list[Any], plain: bool = True) -> Any:
-        """Look up the list of its elements. `plain`: it is an argument, not a source of another."""
+        """The look-up of the list of its elements. `plain`: as an argument, not for another one."""
         by, functions = self._by, task._map_functions
         if self._how == "map" and by in functions:  # else it is in an object, which is not searched
             by = functions.index(by)
@@ -3356,7 +3356,7 @@ class _Node:
         # scopes that are not directly upstream: they may run on when those between have failed.
         self.gates: _Nodes = ()
         self.guarded: _Nodes = ()  # the nodes that this branch or short circuit may skip
-        self.closers: _Nodes = ()  # the teardowns that have this node as a gate, being in its scope
+        self.closers: _Nodes = ()  # teardowns that have this node as a gate, in their scopes
         self.feeds: tuple[_Node, ...] = ()  # the nodes that are mapped over its result
         self.sources: tuple[_Node, ...] = ()  # the nodes whose results it is mapped over
         self.mates: Sequence[_Node] = ()  # all nodes of its mapping, itself too, in order
@@ -3481,8 +3481,8 @@ def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
 def _reach(order: Sequence[_Node], side: str, marks: Iterable[int]) -> Iterator[tuple[_Node, int]]:
     """Yield each node with the marks of all nodes to that side ("upstream", say) as a bit set.
 
-    The order begins on that side. A node passes its set on and drops it, and takes its mark only
-    then: all sets of 50,000 nodes would take 156 MB.
+    The order begins on that side. A node passes its set on and drops it. The marks are taken one by
+    one: 50,000 at once would take 156 MB.
     """
     sets: dict[_Node, int] = {}
     other_side = "downstream" if side == "upstream" else "upstream"
@@ -3591,8 +3591,8 @@ class _Plan:
     `take` returns the instances that may start, one by one. The run calls `start` for one that it
     sends to a worker, `finish` when its attempt ended, and after the events of a turn `settle`,
     which applies the trigger rules. For the run to record, `changed` collects the instances whose
-    state the plan decided, `expanded` the tasks that got their instances. Those in `passing` end at
-    once: as in Airflow they take no worker and count for no limit. Times are the caller's seconds.
+    state the plan decided, `expanded` the tasks that got instances. Those in `passing` end at once,
+    without a worker or a limit, as in Airflow. Times are seconds of the caller's clock.
     """
 
     def __init__(
@@ -4046,7 +4046,7 @@ class _Resumption:
         self.may_not_run: set[_InstanceKey] = set()  # new, or did not run: perhaps not now either
         self.along: set[_InstanceKey] = set()  # taken along, or cleared alone: they pull nothing
         self.unexpanded: set[str] = set()  # tasks whose instances depend on what has yet to end
-        self.removed: list[tuple[_Past, int]] = []  # with the index that they get
+        self.removed: list[tuple[_Past, int]] = []  # rows of no instance now, with a free index
         self._dag, self._keys, self._running = dag, keys, running
         self._moved: set[str] = set()  # tasks with an instance that came, went or changed its index
         # The instances that pull what is downstream; for each also its task, as index None.
