@@ -9522,11 +9522,12 @@ class QueueTest(QueueCase):
         self.addCleanup(runner.close)
         slot = mock.Mock(state="asked", joining={})
         runner._slots, runner._found = [slot], ([], set())
-        runner.begin({}, [], 1, mock.Mock(side_effect=AssertionError("it waits")))
+        info = {"run_id": "again"}
+        runner.begin(info, [], 1, mock.Mock(side_effect=AssertionError("it waits")))
         for state in ("asked", "serving"):  # what it says of the first one does not count
             runner._on_joined(slot, None, None, None)
             self.assertEqual(slot.state, state)
-            slot.send.assert_called_once_with("join", {}, ())
+            slot.send.assert_called_once_with("join", info, ())
         runner._slots = []
 
     def test_no_worker_is_spared_that_still_imports_or_waits_for_word(self):
