@@ -51,7 +51,7 @@ States of a task instance (None: not decided yet), and what may follow:
     running -> success | failed | skipped | up_for_retry | up_for_reschedule | None (interrupted)
     up_for_retry, up_for_reschedule -> queued | skipped | None (interrupted)
     any ended state -> None (cleared, or decided anew by a resume) | removed (gone from the code)
-    (An instance that starts alone is running as soon as it is sent; a withdrawal undoes that.)
+    (An instance that starts alone is running before it is sent; a withdrawal undoes that.)
 
 The sections stand under headings `# --- Name: part ---`, and each depends on those above it alone,
 apart from one-line calls downwards: errors and states, signals, building, plan, store, values,
@@ -291,7 +291,7 @@ class NodeNotFound(TaskNotFound, KeyError):
 
 
 class XComNotFound(AirflowException):
-    """Nothing was stored under the key: by an upstream without multiple_outputs, or in a run."""
+    """No value of this key: of an upstream without multiple_outputs, or in a run that is read."""
 
 
 class ParamValidationError(AirflowException, ValueError):
@@ -567,7 +567,7 @@ class _HeldSignals(contextlib.ExitStack):
             self._due.pop(0)()
 
     def try_due(self) -> bool:
-        """Like `call_due`, but keep what one raises for the next call. Returns if any is kept."""
+        """Like `call_due`, but leave what one raises to the next. Returns whether any is due."""
         try:
             self.call_due()
         except BaseException as error:  # whatever it is
@@ -596,7 +596,7 @@ _CO_VARARGS, _CO_VARKEYWORDS, _CO_COROUTINE = 4, 8, 128  # as `inspect` names th
 # Keys of Airflow's context that are None in ours.
 _NOT_HERE = """conn map_index_template partition_date partition_key task_state_store
     templates_dict""".split()
-# Keys about the DAG's last successful run, with the attribute that each reads from it.
+# Keys about the last successful run of an earlier date, with the attribute that each reads.
 _DATES_BEFORE = "data_interval_end data_interval_start end_date start_date".split()
 _OF_BEFORE = {f"prev_{name}_success": name for name in _DATES_BEFORE}
 # Airflow's context keys, and names it reserves: parameters so named are filled from the context.
@@ -780,7 +780,7 @@ class _Dependency:
 
     __slots__ = ()
 
-    _ends: Callable[[], list[BaseOperator]]  # the tasks for which what comes after this waits
+    _ends: Callable[[], list[BaseOperator]]  # the tasks that what comes after this waits for
 
     def _starts(self) -> list[BaseOperator]:
         """The tasks that have to wait when something comes before this."""
@@ -1699,7 +1699,7 @@ class _Mappable(_Placeholder, _Dependency):
         self._how, self._sources, self._by = how, sources, by
 
     def _look_up(self, task: BaseOperator, results: list[Any], plain: bool = True) -> Any:
-        """The look-up of the list of its elements. `plain`: as an argument, not for another one."""
+        """The look-up of the list of its elements. `plain`: it is no source of another."""
         by, functions = self._by, task._map_functions
         if self._how == "map" and by in functions:  # else it is in an object, which is not searched
             by = functions.index(by)
@@ -1888,7 +1888,7 @@ def _checked_source(what: str, name: str | None, source: Any) -> Any:
 @functools.cache
 def _decorated(kind: type[BaseOperator]) -> Any:
     """The class of the tasks that `@task.bash` and its kin make: tasks of a function, with the
-    settings of the operator `kind`, whose `_result_of` gets what the function returns."""
+    settings of the operator `kind`, whose `_result_of` makes the call of the function."""
     fields = [name for name in kind._known_settings if name in kind.template_fields]
     body = {"_kind": kind, "template_fields": fields, "__doc__": kind.__doc__}
     return _OperatorType(kind.__name__, (_FunctionOperator, kind), body)
@@ -2995,7 +2995,7 @@ def chain(*tasks: Any) -> None:
 
 
 def chain_linear(*elements: Any) -> None:
-    """Set all tasks of each argument before all of the next. ValueError for less than two."""
+    """Set all tasks of each argument before all of the next. ValueError for fewer than two."""
     if sum(bool(_operands(each)) for each in elements) < 2:
         raise ValueError("chain_linear() takes two or more tasks or lists of tasks: none were set")
     for before, after in itertools.pairwise(elements):
@@ -3241,12 +3241,13 @@ def _resolved(what: str, params: Mapping[str, Any], conf: Mapping[str, Any]) -> 
 # --- Plan: which task may run, and what follows from each outcome (no I/O, no clock) --------------
 
 # The plan's words. Node: a task with its instances. Decided: an instance that its trigger rule has
-# let run, or ended. Gate: a branch or short circuit that may still skip a node (leave it out).
-# Scope of a setup: all between it and its teardowns, or all below it if it has none. In step: nodes
-# of one mapped group, where an instance concerns only those of its own index. Passing: an instance
-# that ends without a worker. Doomed: one that was sent, and that the run is to end. Crowded: a node
-# whose limit other runs use up. In a resume, what runs again pulls what is downstream, so that this
-# runs again, too; what is taken along runs again and pulls nothing.
+# let run, or that has ended. Gate of a node: a branch or short circuit that may skip it (leave it
+# out); of a teardown, also any node in its scopes. Scope of a setup: all between it and its
+# teardowns, or all below it if it has none. In step: nodes of one mapped group, where an instance
+# concerns only those of its own index. Passing: an instance without work (EmptyOperator), which
+# needs no worker. Doomed: one that was sent, and that the run is to end. Crowded: a node whose
+# max_active_tis_per_dag all runs together use up. In a resume, what runs again pulls what is
+# downstream, so that this runs again, too; what is taken along, or may not run, pulls nothing.
 
 
 class _Past(_NamedTuple):
@@ -3260,7 +3261,7 @@ class _Past(_NamedTuple):
     try_number: int
     max_tries: int
     lost: int = 0  # attempts in a row that went down with their scheduler
-    cleared: int = 0  # by a person: _CLEARED, with all that is downstream, or _CLEARED_ALONE
+    cleared: int = 0  # _CLEARED: with all that is downstream; or _CLEARED_ALONE
     element: str | None = None  # what it was mapped over, as a digest
     preview: str | None = None  # what it was mapped over, as a short text for people
     takes: str | None = None  # the tasks whose results it took, as JSON
@@ -3300,7 +3301,7 @@ class _Instance:
         self.max_tries = recorded.max_tries if recorded.row_id else node.task.retries
         self.lost = recorded.lost
         self.flow = recorded.flow
-        self.alone = recorded.died  # it may have killed its scheduler: it runs beside no other
+        self.alone = recorded.died  # it may have killed its scheduler: it is sent alone
         self.row_id = recorded.row_id
         self.decided = False  # its rule has let it run, or it has ended
         self.counts_as = _PENDING  # a place of _END_AT, once it has ended or is left undone
@@ -3643,7 +3644,7 @@ class _Plan:
             self._ended(instance)
         for instance in [i for i in kept if i.flow]:  # skip again what a kept branch left out
             self.skip(instance, self.left_out(instance, _parsed(instance.flow, dict), strict=False))
-        self._dirty.clear()  # in the order of the ends: touch all anew, in the order of the tasks
+        self._dirty.clear()  # touched in the order of the ends; touch in the tasks' order
         for node in self.nodes:
             if node.open:
                 self._touch(node)
@@ -3804,7 +3805,7 @@ class _Plan:
             self._ended(instance)
 
     def _goes_on(self, instance: _Instance) -> bool:
-        """Whether the run still runs the instance: if it gave up or was stopped, only teardowns."""
+        """Whether the run still runs the instance: if it gave up or stops, at most teardowns."""
         node = instance.node
         if self.gave_up and (self.timed_out or not node.task.is_teardown):
             return False
@@ -3939,8 +3940,8 @@ class _Plan:
         return [node for node in guarded if node not in keep]
 
     def skip(self, instance: _Instance, nodes: Iterable[_Node]) -> None:
-        """Skip what a branch left out, whatever the trigger rules, unless it runs or has ended. Of
-        nodes in step with the branch, skip only the instance of its own index."""
+        """Skip what a branch left out, whatever the trigger rules, unless it was sent or has ended.
+        Of nodes in step with the branch, skip only the instance of its own index."""
         for node in nodes:
             for each in instance.beside(node):
                 if each.state in (None, _S.UP_FOR_RETRY, _S.UP_FOR_RESCHEDULE):
@@ -4025,11 +4026,11 @@ def _takes_text(task: BaseOperator) -> str | None:
 class _Resumption:
     """What a resume keeps, runs again, adds and removes: Airflow's rule for clearing.
 
-    An instance is decided anew if it failed, was cut off, was cleared, is new, or was skipped by
-    another task; and so is all that is downstream of one that runs again. All else stays. One that
-    is new or was skipped may end without running, so it pulls only if it is known to run. One that
-    comes, goes or gets another index pulls the tasks that take its task's results. Mapped instances
-    are the same if what they are mapped over is (`keys`), whatever their index.
+    An instance is decided anew if it failed, was cut off, was cleared, is new, or did not run
+    because of others; and so is all that is downstream of one that runs again. All else stays. One
+    that is new or did not run may end without running: it pulls only if it is pulled, or known to
+    run. One that comes, goes or gets another index pulls the tasks that take its task's results.
+    Mapped instances are the same if what they are mapped over is (`keys`), whatever their index.
     """
 
     def __init__(
@@ -4045,7 +4046,7 @@ class _Resumption:
         self.again: set[_InstanceKey] = set()  # they run again, or are decided anew; two subsets:
         self.may_not_run: set[_InstanceKey] = set()  # new, or did not run: perhaps not now either
         self.along: set[_InstanceKey] = set()  # taken along, or cleared alone: they pull nothing
-        self.unexpanded: set[str] = set()  # tasks whose instances depend on what has yet to end
+        self.unexpanded: set[str] = set()  # mapped over results, with no known instances
         self.removed: list[tuple[_Past, int]] = []  # rows of no instance now, with a free index
         self._dag, self._keys, self._running = dag, keys, running
         self._moved: set[str] = set()  # tasks with an instance that came, went or changed its index
@@ -4095,7 +4096,7 @@ class _Resumption:
         return keys == []
 
     def _keys_of_today(self, mapping: _ExpandInput, rows: Mapping[int, _Past]) -> list[str] | None:
-        """The keys of the instances, or None if they are known only once the sources have ended."""
+        """The keys of the instances, or None if the plan is to expand the task (anew)."""
         sources = mapping.source_ids
         was_expanded = any(i >= 0 and row.state != "removed" for i, row in rows.items())
         if not any((up, None) in self._pulling or up in self._moved for up in sources):
