@@ -1154,7 +1154,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
     _known_settings: dict[str, _Setting]  # all of these, and those of a subclass
 
     template_ext: Sequence[str] = ()
-    template_fields: Sequence[str] = ()  # for `@task.bash` and its kin: settings that take results
+    template_fields: Sequence[str] = ()  # attributes that take templates, results; see _decorated
     _in_partial: dict[str, Any] | None = None  # of a mapped operator: what `partial` was given
     _flow: str | None = None  # "branch" or "short_circuit" if its result decides what follows
     _mapping: _ExpandInput | None = None  # what it is expanded over, by itself or with its group
@@ -2535,7 +2535,7 @@ _current_dag = contextvars.ContextVar["Dag | None"]("liteflow_dag", default=None
 # Dask's upload_file imports a file twice. The id of a spec, which is kept, stands for an import.
 _built: weakref.WeakValueDictionary[tuple[str, str, int], Dag] = weakref.WeakValueDictionary()
 _built_counts: dict[tuple[str, str, int], tuple[Iterator[int], Any]] = {}
-_kept_dags: list[Dag] = []  # those of a loaded script, which may drop them: a worker must find them
+_kept_dags: list[Dag] = []  # those of a loaded script, kept alive for workers; commands look here
 _main = sys.modules.get("__main__")  # at the import of this module
 _main_file = getattr(_main, "__file__", None)
 
@@ -3615,7 +3615,7 @@ class _Plan:
         self.sent = 0  # instances that are at a worker, or on their way to one
         self.unfinished = 0  # instances that have not ended, but for what a stopped run leaves
         self.timed_out = self.gave_up = self._stopped = False
-        self._once_more = set[_Instance]()  # teardowns cut off in a stopped run, which got one more
+        self._once_more = set[_Instance]()  # teardowns that a stopped run has sent again
         self._free = collections.defaultdict[str, int](lambda: sys.maxsize, pools or {})
         # What may start, in heaps: one for each pool, and one for each task that a limit holds up.
         self._queues: dict[tuple[str, _Node | None], list[tuple[int, int, int, _Instance]]] = {}
