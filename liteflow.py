@@ -55,7 +55,15 @@ States of a task instance (None: not decided yet), and what may follow:
 
 The sections stand under headings `# --- Name: part ---`, and each depends on those above it alone,
 apart from one-line calls downwards: errors and states, signals, building, plan, store, values,
-worker, runners, run, reading back, showing, command line.
+worker, runners, run, reading back, showing, command line. Where to begin with a change:
+
+    a setting of tasks or DAGs   the class of its owner: `name: type = _setting(default, check)`
+    who runs, and when           `_Node.decide` (trigger rules, setups), `_Plan` (limits, retries)
+    what a resume runs again     `_Resumption`, and `_Start._resumption`, which feeds it
+    a table or column            `_SCHEMA` and `_ADDED_COLUMNS`, then the looks that read it
+    what scheduler and worker    `_Worker` and `_SlotRunner`: a message of a kind that one side
+      say to each other            sends is taken in by the other's method `_on_<kind>`
+    a command or its options     `_COMMANDS` and `_RUN_OPTIONS`, then `_cmd_<name>`
 """
 
 from __future__ import annotations
