@@ -9941,20 +9941,24 @@ def _runner_for(dag: Dag, asked: types.SimpleNamespace) -> Callable[[], _Runner]
         return lambda: _ExecutorRunner(executor)
     if not hasattr(os, "fork"):
         raise RuntimeError("workers need POSIX: on Windows use WSL, dag.test() or executor=")
-    # Interactive: no other process can import the DAG's module: that of a notebook, prompt or pipe.
+    since, pool = _known_since(dag), executor or WorkerPool(asked.max_workers, asked.mp_context)
+    return lambda: _SlotRunner(pool, own_pool=executor is None, dag=dag, since=since)
+
+
+def _known_since(dag: Dag) -> float:
+    """Workers that are older than this, by monotonic(), don't know the DAG; 0.0: all import it."""
     file, name = _script()
-    interactive = not (name or os.path.isfile(file)) and (dag._module == "__main__" or bool(file))
+    # No other process can import the DAG's module: that of a notebook, prompt or pipe.
+    is_typed = not (name or os.path.isfile(file)) and (dag._module == "__main__" or bool(file))
     # Nor one that a main program makes: a profiler, say, or the module `code` (`__console__`).
     is_of_file = dag._is_of_main and (dag.fileloc or "") == file
-    interactive |= dag._module in ("__main__", "__console__") and not is_of_file
-    since = _monotonic() if interactive else 0.0  # workers older than this don't know the DAG
+    is_made = dag._module in ("__main__", "__console__") and not is_of_file
+    if is_typed or is_made:
+        return _monotonic()
     # Nor a package's `__main__`, but that stays as it was when it built the DAG. One without a
     # task's function may be a test runner's, which calls what builds the DAG in another module.
     own = (_full_name(_function_of(task)).startswith("__main__:") for task in dag.tasks)
-    if not interactive and name.endswith("__main__") and any(own):
-        since = dag._born
-    pool = executor or WorkerPool(asked.max_workers, asked.mp_context)
-    return lambda: _SlotRunner(pool, own_pool=executor is None, dag=dag, since=since)
+    return dag._born if name.endswith("__main__") and any(own) else 0.0
 
 
 def _task_named(name: str, known: Collection[str]) -> tuple[str, int | None]:
