@@ -9002,8 +9002,6 @@ class _SlotRunner(_Runner):
 
     def _lose(self, slot: _Slot) -> None:
         """A slot's worker is dead, or must not go on: end it, and decide about its job."""
-        # Else it is simply replaced: it has served, or was started for an earlier run.
-        never_served = not slot.served and slot.joining is self._info and slot.spoilt is None
         # Then nobody writes to its log. What left the group is left to `bury`: to find it is slow.
         slot.signal_group(signal.SIGKILL, session=False)
         if slot.has_ended(timeout=1.0):
@@ -9014,26 +9012,28 @@ class _SlotRunner(_Runner):
         if attempt is not None:
             self._last_output += slot.log.take(attempt, slot.log.size())
         self._let_go(slot)
+        death = _end_of(slot.exitcode)
+        never_served = not slot.served and slot.joining is self._info  # it was started for this run
         # It died idle and never took a job, though some wait: its successors might do so for ever.
-        was_idle = slot.served and slot.spoilt is None and not slot.shared[_TAKING]
-        took_none = self._out and was_idle and not slot.has_taken
+        took_none = slot.served and self._out and not (slot.has_taken or slot.shared[_TAKING])
+        no_use = slot.spoilt is None and (never_served or took_none)  # else it is just replaced
         if attempt is not None and not is_done:
             unasked = slot.reason is None and slot.exitcode == -signal.SIGTERM
-            why = slot.reason or _end_of(slot.exitcode)
+            why = slot.reason or death
             was_told = unasked or (slot.reason is not None and not slot.timed_out)
             lost = _Outcome("failed", why, terminated=was_told, unasked=unasked)
             self._events.append((attempt, lost))
         elif attempt is not None and slot.callbacks is not None:  # worded as in `_call_back`
             attempt.log_parts += 1
-            said = f"liteflow: {slot.callbacks} failed: {slot.reason or _end_of(slot.exitcode)}\n"
+            said = f"liteflow: {slot.callbacks} failed: {slot.reason or death}\n"
             self._last_output.append((attempt, attempt.log_parts, said))
-        elif never_served or took_none or slot.exitcode == _UNGUARDED:
+        elif no_use or slot.exitcode == _UNGUARDED:
             told = ", the program's standard error tells why" if slot.exitcode == 1 else ""
-            why = f"{_end_of(slot.exitcode)}{told}"
-            self._fail_start(slot, f"a worker ended as it started, or imported the script: {why}")
+            what = "a worker ended as it started, or imported the script"
+            self._fail_start(slot, f"{what}: {death}{told}")
         if self._out:  # the worker may have taken a job, and died before it could tell
             self._send_again(self._recall())
-            self._suspects, self._death = set(self._out), _end_of(slot.exitcode)
+            self._suspects, self._death = set(self._out), death
             self._unclear = list(self._slots)
 
     def _settle_suspects(self) -> None:
