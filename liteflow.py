@@ -12892,16 +12892,15 @@ def _chosen_run(path: str, name: str | None) -> DagRun:
     if len(exact) == 1:
         return exact[0]
     known, name = _read(path, _select_run_ids), name or ""
-    fits = {(run.dag_id, run.run_id): name for run in exact}  # ids of runs: the part that fits
+    fits = [(run.dag_id, run.run_id) for run in exact]  # several, or none: then a part may fit
     for row in () if exact else known:
         part = name.removeprefix(f"{row.dag_id}/")
         # There may be many runs: their time is worked out only if it can contain the part.
         when = "" if part.strip("0123456789-: ") else _local_time(_moment(row.start_date))
         if part and part in f"{row.run_id} {when}":
-            fits[row.dag_id, row.run_id] = part
-    for ids, part in fits.items() if len(fits) == 1 else ():
-        if len(part) >= _SHORTEST_PART:
-            return _read_run(path, *ids)
+            fits.append((row.dag_id, row.run_id))
+    if len(fits) == 1 and len(name.removeprefix(f"{fits[0][0]}/")) >= _SHORTEST_PART:
+        return _read_run(path, *fits[0])
     if fits:
         runs = "a run" if len(fits) == 1 else f"{len(fits)} runs"
         how = f"name one as DAG/RUN, or by {_SHORTEST_PART} letters or more that no other has"
