@@ -12631,20 +12631,20 @@ def _exit_code(act: Callable[[], int | Callable[[], int]]) -> int:
 
 def _dag_cli(dag: Dag, argv: Sequence[str] | None) -> int:
     """Run a script's command line. Its help calls it `name`; `command` starts the script again."""
-    name = os.path.basename(sys.argv[0]) or "workflow"
-    if name.endswith((".py", ".pyz")) or os.path.isdir(sys.argv[0]):  # no shell finds these
-        name = f"python3 {_typed(sys.argv[0])}"
-    file, module = _script()
-    start = sys.executable if _FROZEN else sys.argv[0]
-    words = [os.path.abspath(start)] if os.path.exists(start) else []
-    if module and file == sys.argv[0]:  # by `python3 -m`; these differ for a folder, zip, profiler
+    (script, *given), (file, module) = sys.argv, _script()
+    if module and file == script:  # by `python3 -m`; these differ for a folder, zip, profiler
         words = ["-m", module.removesuffix(".__main__")]
         name = f"python3 {_typed(*words)}"
-    own = len(sys.argv) - len(argv or ())
+    else:
+        start = sys.executable if _FROZEN else script
+        words = [os.path.abspath(start)] if os.path.exists(start) else []
+        by_python = script.endswith((".py", ".pyz")) or os.path.isdir(script)  # no shell finds it
+        name = f"python3 {_typed(script)}" if by_python else os.path.basename(script) or "workflow"
     # The script's own words before `argv`, such as a subcommand's name, belong to its command.
-    if words and argv is not None and sys.argv[own:] == [*argv]:
-        words += sys.argv[1:own]
-        name = " ".join([name, *map(_quoted, sys.argv[1:own])])
+    own = given[: len(given) - len(argv or ())]
+    if words and argv is not None and given == [*own, *argv]:
+        words += own
+        name = " ".join([name, *map(_quoted, own)])
     command = _typed(*words) if _FROZEN or not words else f"{_python()} {_typed(*words)}"
     text = f"run the DAG {dag.dag_id!r}. {_clean(dag.description or '')}".rstrip(". ")
     more = f"{_params_text(dag)}\n\n{_EXIT_CODES}"
