@@ -8426,9 +8426,8 @@ class WorkerPool:
                 self._server.close()
                 self._server = None
 
-    def _context(self, runner: _SlotRunner) -> Any:
-        """What will start the runner's workers: a _ForkedServer, or a multiprocessing context,
-        whose forkserver begins to start now."""
+    def _prepare_start(self, runner: _SlotRunner) -> Any:
+        """Make ready what starts its workers: a _ForkedServer, or a multiprocessing context."""
         if self._closed:
             raise RuntimeError("the WorkerPool is shut down")
         interactive = runner.since > 0
@@ -8437,7 +8436,7 @@ class WorkerPool:
             with self._lock, contextlib.suppress(ImportError, OSError, RuntimeError):
                 if self._server is not None and self._server.serves(runner):
                     return self._server
-                self._weed(runner, None)
+                self._weed(runner, None)  # all idle ones that the server has forked
                 self._end_server()
                 if not self._count:
                     self._close_store()  # `_may_fork` allows no open database
@@ -8449,7 +8448,7 @@ class WorkerPool:
             for library in {"lightgbm", "polars", "torch", "xgboost"} & sys.modules.keys():
                 _warn_of_fork(library)
             return _start_context("fork")
-        return _start_context(self._asked_context)
+        return _start_context(self._asked_context)  # a forkserver begins to start now
 
     def _weed(self, runner: _SlotRunner, context: Any) -> None:
         """End idle workers that have died, or that don't know the DAG: they are another server's
@@ -8578,7 +8577,7 @@ class _SlotRunner(_Runner):
         self.since = since  # workers that are older don't know the DAG
         if not own_pool:  # it may start an executor when it is too late to register for the end
             _set_up_slots(by_executor=True)
-        self._context = pool._context(self)
+        self._context = pool._prepare_start(self)
         self._slots: list[_Slot] = []
         # The tasks missing, and those found by name; None until a worker tells: no slot is spared.
         self._found: tuple[list[str], set[str]] | None = None
