@@ -11073,11 +11073,11 @@ def _instance_of(row: _Row, run: DagRun, attempt: bool = False) -> TaskInstance:
     ti.try_number = max(0, row.task_attempt_try_number if attempt else row.try_number)
     ti.max_tries, was = row.max_tries, row.task_attempt_state
     if not attempt:
-        # If the instance was cleared, or decided anew by a resume, its latest attempt is history.
-        skipped = ti.state is _S.SKIPPED and was != "skipped"
-        open_again = skipped or ti.state in (None, _S.UPSTREAM_FAILED)
-        is_past = (row.start_date or row.end_date or "") < (run._row.resumed_date or "")
-        was = None if row.cleared or (open_again and is_past) else was
+        # Its latest attempt is history if it was cleared, or if a resume since then did not run it.
+        left_out = ti.state is _S.SKIPPED and was != "skipped"  # it did not skip itself
+        did_not_run = left_out or ti.state in (None, _S.UPSTREAM_FAILED)
+        is_older = (row.start_date or row.end_date or "") < (run._row.resumed_date or "")
+        was = None if row.cleared or (did_not_run and is_older) else was
     ti._attempt_state = was
     ti.interrupted = was == "interrupted" or (was == "failed" and ti.state is None)
     if attempt or ((ti.state or ti.interrupted) and was is not None):
