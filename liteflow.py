@@ -10041,7 +10041,7 @@ class _Run(_Start):
         # Attempts that a signal from outside has ended, and until when the run's stop explains it.
         self._unasked: collections.deque[tuple[float, _Attempt, _Outcome]] = collections.deque()
         self._forced = False  # the run was told to stop twice: all ends at once
-        self.has_begun = False  # the run is recorded
+        self.has_begun = False  # it is recorded as running; never, if there is nothing to resume
         self._next_glance, self._least_log = 0.0, itertools.cycle(_LEAST_LOG)
 
     def execute(self) -> DagRun:
@@ -12745,8 +12745,7 @@ def _show_graph(dag: Dag) -> int:
 
 
 def _execute_and_tell(asked: _Run, options: argparse.Namespace) -> int:
-    """Execute the run, tell how it ended, and return the exit code. An end by a signal or an error
-    is told, too, and raised again."""
+    """Execute the run, tell how it ended, be it by a signal or error, and return the exit code."""
     try:
         run = asked.execute()
     except (KeyboardInterrupt, SystemExit, AirflowException, OSError) as end:
@@ -12754,11 +12753,11 @@ def _execute_and_tell(asked: _Run, options: argparse.Namespace) -> int:
         if (why := end.__cause__) is not None:
             text = why if isinstance(why, AirflowException) else _traceback(why)
             _say(f"liteflow: error: {_clean(text)}")
-        if asked.has_begun:
+        if asked.has_begun:  # else nothing of it was run here
             with contextlib.suppress(AirflowException):  # the run can't even be read
                 _tell_end(_read_run(asked.path, asked.dag.dag_id, asked.run_id), options)
         raise
-    if asked.has_begun or not options.quiet:  # else the run was a success before: nothing is new
+    if asked.has_begun or not options.quiet:  # else it was a success before: nothing is new
         _tell_end(run, options)
     return int(run.state is not DagRunState.SUCCESS)
 
