@@ -4755,10 +4755,8 @@ class _Store:
     @contextlib.contextmanager
     def transaction(self, begin: str = "BEGIN IMMEDIATE", waits: bool = True) -> Iterator[None]:
         """Make the block one transaction, by default under the write lock; an empty `begin` makes
-        none. With waits=False, and if the WAL was empty, the commit does not wait for the disk.
-
-        Raises _Busy or DatabaseError, with a sentence on what went wrong in SQLite.
-        """
+        none, and only explains errors. With waits=False, and if the WAL was empty, the commit does
+        not wait for the disk. Raises _Busy or DatabaseError, with what went wrong in SQLite."""
         execute = self._connection.execute
         with _in_sqlite:
             try:
