@@ -5685,8 +5685,9 @@ class _WorkerRun:
     def import_dag(self) -> None:
         """Import the module that builds the DAG, if one does. Raises what importing raises."""
         module, dag_id, number = self.info["key"]
-        # multiprocessing imports __main__ itself; "" means that no module's import built the DAG.
-        if module not in ("", "__main__") and not (_is_forked and module in sys.modules):
+        # multiprocessing imports `__main__` itself, and what is forked has what the scheduler had.
+        is_here = module == "__main__" or (_is_forked and module in sys.modules)
+        if module and not is_here:  # "": no module's import built the DAG
             path, file = self.info["module_path"], self.info["fileloc"]
             if path is None and file and file.endswith(".py") and os.access(file, os.F_OK):
                 path = file  # if that is gone, its functions may still be found by name
