@@ -4794,8 +4794,8 @@ class _Store:
         return False
 
     def _empty_wal(self) -> bool:
-        """Copy the WAL into the file, and cut it. Return False if somebody writes, or reads what is
-        in it: nobody is waited for, because SQLite would hold the write lock meanwhile."""
+        """Copy the WAL into the file, and cut it. Returns False if somebody writes, or reads what
+        is in it: nobody is waited for, because SQLite would hold the write lock meanwhile."""
         execute = self._connection.execute
         with self.transaction(""):
             execute("PRAGMA busy_timeout=0").fetchone()
@@ -4881,7 +4881,7 @@ class _Store:
         self._own_run(command, state="running", reason=None, end_date=None, **began)
 
     def end_run(self, state: DagRunState, reason: str | None) -> _Row:
-        """Record the run's end in its own transaction; returns its row. Raises AlreadyRunning."""
+        """Record the run's end in its own transaction; return its row. Raises AlreadyRunning."""
         with self.transaction():
             self._check_fence()
             row = self.close_run(self.run_row, state.value, reason)
@@ -9579,7 +9579,7 @@ class _Start:
             raise BlockingIOError
 
     def _check(self) -> None:
-        """Raises AirflowException if the run is to stop before it has begun; also _Taken."""
+        """Raise AirflowException if the run is to stop before it has begun; also _Taken."""
         self._signals.call_due()
         if self._caught or self._stop_is_set():
             raise AirflowException("stopped before the run began")
@@ -9707,7 +9707,7 @@ class _Start:
                 self.asked.in_line.begin()
 
     def look_at_params(self) -> None:
-        """Raises ParamValidationError for params that are missing or don't fit their schema."""
+        """Raise ParamValidationError for params that are missing or don't fit their schema."""
         self._look_ahead()
         self._info()
 
@@ -9887,7 +9887,7 @@ def _has_method(thing: object, method: str) -> bool:
 
 
 def _check_request(asked: types.SimpleNamespace) -> None:
-    """Raises TypeError or ValueError for a wrong argument."""
+    """Raise TypeError or ValueError for a wrong argument."""
     progress, date = asked.progress, asked.logical_date
     for name in ("resume", "wait"):
         _optional(False, _boolean).check(name, getattr(asked, name))
@@ -9969,7 +9969,7 @@ def _task_named(name: str, known: Collection[str]) -> tuple[str, int | None]:
 
 
 def _refuse_index(run_id: str, names: Iterable[Any], known: Collection[_InstanceKey]) -> None:
-    """Raises TaskNotFound for a task_id and index (None: any) that are not `known` of the run."""
+    """Raise TaskNotFound for a task_id and index (None: any) that are not `known` of the run."""
     for task_id, index in names:
         if index is not None and (task_id, index) not in known:
             has = _few([str(i) for t, i in sorted(known) if t == task_id and i >= 0]) or "none"
@@ -10214,7 +10214,7 @@ class _Run(_Start):
         self._check_patience()
 
     def _check_patience(self) -> None:
-        """Raises DatabaseError if all is to end at once, so that nobody waits for the lock."""
+        """Raise DatabaseError if all is to end at once, so that nobody waits for the lock."""
         self._signals.call_due()
         if self._forced or len(self._caught) > 1:
             raise DatabaseError(f"{self.path} is locked by another process: not all is recorded")
@@ -10676,7 +10676,7 @@ class _InLine:
         self.line.write(self, lambda store: store.cancel_run(*of), check)
 
     def check(self, row: _Row | None = None) -> None:
-        """Raises _Taken if it must not begin any more or, by its row, not in this process."""
+        """Raise _Taken if it must not begin any more or, by its row, not in this process."""
         given_up = self.line.giving_up and not self.future.running()
         if self._is_cancelled or given_up or not (row is None or self._is_ours(row)):
             raise _Taken
@@ -11273,7 +11273,7 @@ class DagRun:
         return row
 
     def _refuse_live(self, row: _Row | None) -> _Row:
-        """Raises AlreadyRunning if somebody works on the run, RunNotFound if it is gone."""
+        """Raise AlreadyRunning if somebody works on the run, RunNotFound if it is gone."""
         row = self._refuse_gone(row)
         if row.state == "running" and _owner_lives(self._path, row.owner):
             raise _refusal(row, "; stop it first")
@@ -11387,7 +11387,7 @@ class _Line(_Record):
     seconds = property(lambda self: _span(self.start, self.end))
 
     def cells(self, state: object = "") -> tuple[object, ...]:
-        """Return the line's row in a table; `state`, if given, replaces the text of its state."""
+        """The line's row in a table; `state`, if given, replaces the text of its state."""
         took = _seconds_text(self.seconds)
         name = f"{self.label} {self.element}".rstrip()
         return name, state or self.state, self.tries or "", _when(self.start), took, self.error
@@ -11426,7 +11426,7 @@ _STYLES = {  # in the order of counts in texts: after success, the worst state f
 
 
 def _line_of(members: list[TaskInstance]) -> _Line:
-    """Return the line of a task instance or attempt, or the one line of several of a task."""
+    """The line of a task instance or attempt, or the one line of several of a task."""
     first, now = members[0], _utcnow()
     latest = {ti.map_index: ti._word for ti in members}  # of an instance's attempts the last counts
     words = collections.Counter(latest.values())
@@ -11475,7 +11475,7 @@ def _by_task(instances: Iterable[TaskInstance]) -> list[list[TaskInstance]]:
 
 
 def _lines_of(instances: list[TaskInstance], whole: bool = False) -> list[_Line]:
-    """Return a table's lines: one for each task instance. Unless `whole`, a task with many mapped
+    """A table's lines: one for each task instance. Unless `whole`, a task with many mapped
     instances has one line for all, and some of its failed instances have their own below it."""
     lines = []
     for members in _by_task(instances):
@@ -11491,7 +11491,7 @@ def _lines_of(instances: list[TaskInstance], whole: bool = False) -> list[_Line]
 
 
 def _seen_instances(run: DagRun, attempts: bool = False, **which: Any) -> list[TaskInstance]:
-    """Return task instances, or attempts; what a dead owner left unfinished reads `interrupted`."""
+    """Task instances, or attempts; what a dead owner left unfinished reads `interrupted`."""
     died = run._owner_died
     instances = run._instances(attempts, **which)
     for ti in instances if died else ():
@@ -11532,7 +11532,7 @@ class _Box(_Record):  # a node of a diagram
 
 
 def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
-    """Return a Mermaid flowchart. Its node ids are made up, as many a task id would not parse."""
+    """A Mermaid flowchart. Its node ids are made up, as many a task id would not parse."""
     _optional(None, _one_of(_DIRECTIONS)).check("direction", direction)
     ids = {box.task_id: f"n{i}" for i, box in enumerate(boxes)}
     # Renderers would shrink a very wide graph beyond reading: it goes from left to right instead.
@@ -11565,7 +11565,7 @@ def _draw(boxes: Sequence[_Box], direction: str | None = None) -> str:
 
 
 def _depths(boxes: Sequence[_Box]) -> dict[str, int]:
-    """Return the layer of each box by its task id: the number of edges on the longest way to it."""
+    """The layer of each box by its task id: the number of edges on the longest way to it."""
     depths = dict.fromkeys([box.task_id for box in boxes], 0)
     graph = {box.task_id: depths.keys() & {*box.upstream} for box in boxes}
     with contextlib.suppress(graphlib.CycleError):  # only in a file that was tampered with
@@ -11593,8 +11593,8 @@ def _run_boxes(instances: list[TaskInstance]) -> list[_Box]:
 
 
 def _draw_gantt(run: DagRun, attempts: Iterable[TaskInstance]) -> str:
-    """Return a Mermaid gantt of when each attempt ran, and of the waits for a retry. Raises
-    _UsageError if nothing has started."""
+    """A Mermaid gantt of when each attempt ran, and of the waits for a retry. Raises _UsageError
+    if nothing has started."""
     bars = []
     for line, began in _bars(attempts, _GANTT_FOLD):
         start = round(1000 * began)  # milliseconds, as `dateFormat x` wants them; so are the others
@@ -11614,7 +11614,7 @@ def _draw_gantt(run: DagRun, attempts: Iterable[TaskInstance]) -> str:
 
 
 def _bars(attempts: Iterable[TaskInstance], fold: int) -> list[tuple[_Line, float]]:
-    """Return a line for each attempt and each wait for a retry, with the Unix time at which it
+    """A line for each attempt and each wait for a retry, with the Unix time at which it
     began, sorted by that. A task with `fold` mapped instances or more has one line."""
     lines = []
     for members in _by_task(ti for ti in attempts if ti.start_date):
@@ -11633,7 +11633,7 @@ def _bars(attempts: Iterable[TaskInstance], fold: int) -> list[tuple[_Line, floa
 
 
 def _live_url(diagram: str) -> str:
-    """Return a link to the diagram, which it holds, deflated, behind its `#`: browsers never send
+    """A link to the diagram, which it holds, deflated, behind its `#`: browsers never send
     that part to a server."""
     state = {"code": diagram, "mermaid": '{"theme": "default"}', "autoSync": True}
     packed = zlib.compress(json.dumps(state).encode(), 9)
@@ -11671,7 +11671,7 @@ def _markdown(text: object) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table as text, safe for a terminal, its states in colour, its rows cut to fit it."""
+    """A table as text, safe for a terminal, its states in colour, its rows cut to fit it."""
     color, columns = _may_color(sys.stdout), sys.maxsize
     if _may_redraw(sys.stdout):
         with contextlib.suppress(OSError):
@@ -11797,7 +11797,7 @@ def _print(text: str, stream: Any = None) -> None:
 
 
 def _typed(*words: str) -> str:
-    """Return words of a command as one types them in a shell, quoted where that is needed."""
+    """Words of a command as one types them in a shell, quoted where that is needed."""
     return " ".join(map(_quoted, words))
 
 
@@ -11812,7 +11812,7 @@ def _quoted(word: str) -> str:
 
 
 def _command(start: str, names: Sequence[str], options: Mapping[str, str]) -> str:
-    """Return a command to paste. It is one line, so that no id in a harmful file can look like a
+    """A command to paste. It is one line, so that no id in a harmful file can look like a
     second command; and no name or value that begins with a dash reads as an option."""
     words: list[str] = []
     for option, value in options.items():
@@ -11832,7 +11832,7 @@ def _python() -> str:
 
 
 def _own_command() -> str:
-    """Return the command that starts this module's command line from any folder."""
+    """The command that starts this module's command line from any folder."""
     here, folders = os.path.abspath(__file__), [*site.getsitepackages(), site.getusersitepackages()]
     installed = any(here.startswith(f"{folder}{os.sep}") for folder in folders)
     if os.path.exists(here) and not installed:
@@ -11871,7 +11871,7 @@ class _Failure:
 
 
 def _failures_of(run: DagRun, instances: list[TaskInstance], most: int) -> list[_Failure]:
-    """Return the first `most` failures of a run. Instances of a task that failed for one reason are
+    """The first `most` failures of a run. Instances of a task that failed for one reason are
     one failure. A task has up to `_FEW_TOLD`, the last of which takes in all further reasons."""
     alike: dict[str, dict[str, list[TaskInstance]]] = {}
     failed = [ti for ti in instances if ti.state is _S.FAILED]
@@ -11885,7 +11885,7 @@ def _failures_of(run: DagRun, instances: list[TaskInstance], most: int) -> list[
 
 
 def _facts_of(error: str) -> list[str]:
-    """Return what a traceback says beside the reason: the exception's further lines and notes, the
+    """What a traceback says beside the reason: the exception's further lines and notes, the
     first members if it is a group, its cause, and the place where it was raised."""
     before, behind = _split_traceback(error)
     # A line such as `+---------------- 1 ----------------` stands above each member of a group.
@@ -11904,7 +11904,7 @@ def _facts_of(error: str) -> list[str]:
 
 
 def _own_line(text: str) -> str:
-    """Return the type and message of a traceback's last exception, and where it was raised."""
+    """The type and message of a traceback's last exception, and where it was raised."""
     begins = r"^(?:.*Traceback \(most recent call last\):|The above .*:|During handling .*:)\n+"
     end = re.split(begins, text, flags=re.MULTILINE)[-1]
     own = re.search(r"^[\w.]+:\s*\n.*|^\S.*", end, re.MULTILINE)
@@ -11912,12 +11912,12 @@ def _own_line(text: str) -> str:
 
 
 def _said_once(error: str) -> str:
-    """Return a traceback without its last line, if that only repeats the reason."""
+    """A traceback without its last line, if that only repeats the reason."""
     return error.rpartition("\n")[0] if _split_traceback(error)[1] else error
 
 
 def _own_output(run: DagRun, ti: TaskInstance) -> str:
-    """Return a task's output without the messages about callbacks that failed."""
+    """A task's output without the messages about callbacks that failed."""
     return re.sub(rf"{_CALLBACK_FAILED}(?:\n    \| .*)*\n?", "", run.log(ti.task_id, ti.map_index))
 
 
@@ -11926,7 +11926,7 @@ def _with_element(ti: TaskInstance) -> str:
 
 
 def _blocked_by(task_id: str, instances: list[TaskInstance]) -> list[str]:
-    """Return the labels of the instances that did not run because this task failed."""
+    """The labels of the instances that did not run because this task failed."""
     blocked = [ti for ti in instances if ti.state is _S.UPSTREAM_FAILED and ti.task_id != task_id]
     below = collections.defaultdict[str, set[str]](set)
     for ti in blocked:
@@ -11937,7 +11937,7 @@ def _blocked_by(task_id: str, instances: list[TaskInstance]) -> list[str]:
 
 
 def _report_of(run: DagRun, instances: list[TaskInstance]) -> list[str]:
-    """Return lines for people: what failed in a run, and the commands that show more or go on."""
+    """Lines for people: what failed in a run, and the commands that show more or go on."""
     failures, lines = _failures_of(run, instances, _MOST_TOLD), []
     for failure in failures:
         told = [failure.head, *(f"    {fact}" for fact in failure.facts)]
@@ -11954,7 +11954,7 @@ def _report_of(run: DagRun, instances: list[TaskInstance]) -> list[str]:
 
 
 def _way_on(run: DagRun, instances: list[TaskInstance]) -> dict[str, str]:
-    """Return the command that goes on with a run, by what it is for; empty if none is needed."""
+    """The command that goes on with a run, by what it is for; empty if none is needed."""
     if run.owner_alive or run.state is DagRunState.SUCCESS:
         return {}
     failed = any(ti.state is _S.FAILED for ti in instances)
@@ -12139,7 +12139,7 @@ def _svg_graph(boxes: Sequence[_Box]) -> _Html:
 
 
 def _folded_boxes(boxes: Sequence[_Box]) -> Sequence[_Box]:
-    """Return the boxes; if they are too many, one for all of a state and about the same depth."""
+    """The boxes; if they are too many, one for all of a state and about the same depth."""
     if len(boxes) <= _MOST_DRAWN:
         return boxes
     depths = _depths(boxes)
@@ -12155,7 +12155,7 @@ def _folded_boxes(boxes: Sequence[_Box]) -> Sequence[_Box]:
 
 
 def _layered(boxes: Sequence[_Box]) -> tuple[list[list[_Knot]], dict[_Link, None]]:
-    """Return the layers of boxes and bends, and the edges, cut into links from layer to layer."""
+    """The layers of boxes and bends, and the edges, cut into links from layer to layer."""
     depths, links = _depths(boxes), dict[_Link, None]()
     for box in boxes:
         for up in sorted(depths.keys() & {*box.upstream}):
@@ -12385,7 +12385,7 @@ _NO_TASKS = "there are no tasks: a @task function makes one when it is called in
 
 
 def _status_lines(snapshot: _Snapshot, width: int, rows: int, color: bool) -> list[str]:
-    """Return the status: a bar, the counts, and what has run longest, in at most `rows` rows."""
+    """The status: a bar, the counts, and what has run longest, in at most `rows` rows."""
     counts, running, seconds = snapshot
     total = sum(counts.values())
     ended = sum(counts.get(state, 0) for state in _ENDED)
@@ -12882,7 +12882,7 @@ def _run_document(run: DagRun) -> dict[str, Any]:
 
 
 def _chosen_run(path: str, name: str | None) -> DagRun:
-    """Return the run that a command names: by a DAG's id (its newest), `DAG/RUN`, or a part of the
+    """The run that a command names: by a DAG's id (its newest), `DAG/RUN`, or a part of the
     run's id or local start time; None: the newest of all. Raises RunNotFound unless one fits."""
     exact = _read_runs(path, name, limit=1) or _read_runs(path, None, named=name or "")
     exact = [run for run in exact if run._name == name] or exact  # a run id may have a slash, too
@@ -13006,7 +13006,7 @@ def _cmd_list(options: argparse.Namespace) -> int:
 
 
 def _trouble_of(path: str, dag: Mapping[str, Any], since: str | None) -> str | None:
-    """Return why a DAG is in trouble, or None: its newest run is no success, or there has been no
+    """Why a DAG is in trouble, or None: its newest run is no success, or there has been no
     success since the moment `since`. A live run is passed over, as its end is not known yet."""
     runs = _read_runs(path, dag["dag_id"], latest_of=dag["dag_id"])
     ended = next((run for run in runs if not run.owner_alive), None)
@@ -13476,7 +13476,7 @@ $ copy.db                   also while a run writes
 
 
 def _long_ago(count: str, unit: str, date: str | None) -> str:
-    """Return as text the moment that many units ago, or a local date (its midnight) or time."""
+    """The moment that many units ago, or a local date (its midnight) or time, as text."""
     if date:
         return _iso(_datetime.datetime.fromisoformat(date).astimezone())
     units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -13500,7 +13500,7 @@ _KINDS: dict[str, tuple[str, Callable[..., Any], str]] = {
 
 
 def _argument_value(kind: str, text: str) -> Any:
-    """Return an argument's value of that kind. What is wrong is raised for argparse to print."""
+    """An argument's value of that kind. What is wrong is raised for argparse to print."""
     form, read, what = _KINDS.get(kind, (".*", str, "a text"))
     why = ""
     try:
@@ -13531,7 +13531,7 @@ def _add_argument(parser: argparse.ArgumentParser, line: str) -> None:
 
 
 def _parser(name: str, text: str, block: str, more: str = "") -> Any:
-    """Return a parser of a block of argument lines, and of --db; `more` ends its help text."""
+    """A parser of a block of argument lines, and of --db; `more` ends its help text."""
     if getattr(sys.stdout, "closed", False):  # the script closed it: argparse would fail on 3.14
         sys.stdout = None
     with contextlib.suppress(OSError):  # reconfigure() flushes: the disk may be full, say
