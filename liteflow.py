@@ -4362,7 +4362,7 @@ class _Attempt:
     pokes = 0  # how many pokes of a rescheduled sensor have ended
     first_taken = began = 0.0  # when a worker first took it, by monotonic() and by time()
     taken = math.inf  # when a worker took it, or its present poke, by monotonic(); inf: not yet
-    losses = 0  # workers in a row that died before they could say that they took it
+    losses = 0  # workers in a row that died before they could report that they took it
 
     def __init__(self, instance: _Instance) -> None:
         self.instance, self.try_number = instance, instance.try_number
@@ -6841,19 +6841,20 @@ _WATCHED_LIMITS = "AS DATA NOFILE FSIZE CPU NPROC".split()  # a worker goes if a
 
 
 class _Worker:
-    """A worker process: takes jobs from its run's queue, one at a time, and tells how they ended.
+    """A worker process: takes jobs from its run's queue, one at a time, and reports how they ended.
 
-    After a job the worker takes the next one, and one message tells both: the first one's outcome,
-    and which job it took. If no job waits, it tells the outcome at once, and only then undoes what
-    the task changed in the process; if that can't be undone, it kills itself, and all that the task
-    left. After a job that `holds`, it takes no other before the scheduler has sent it word of what
-    is due. Where systems lack such a queue (see `_pulls`), jobs come over the control pair.
+    After a job the worker takes the next one, and one message reports both: the first one's
+    outcome, and which job it took. If no job waits, it reports the outcome at once, and only then
+    undoes what the task changed in the process; if that can't be undone, it kills itself, and all
+    that the task left. After a job that `holds`, it takes no other before the scheduler lets it go
+    on, by a `call` with the callbacks that are due, if any. Where systems lack such a queue (see
+    `_pulls`), jobs come over the control pair.
 
     Two bytes are shared with the scheduler. TAKING is 1 from before the worker receives a job until
-    it has told so, and while it tidies up after an outcome that it told at once. While it is 0, the
-    worker can be sent messages, and its death loses no job that it took without telling. HEED is
-    set by the scheduler before it writes to the control pair: the worker then looks there before it
-    takes another job.
+    it has reported that, and while it tidies up after an outcome that it reported at once. While it
+    is 0, the worker can be sent messages, and its death loses no job that it took unreported. HEED
+    is set by the scheduler before it writes to the control pair: the worker then looks there before
+    it takes another job.
     """
 
     def __init__(self, control: _Wire) -> None:
@@ -6880,7 +6881,7 @@ class _Worker:
         self.in_a_blink = False  # the last job took less than _BLINK
         self.free = sys.maxsize  # the lowest free descriptor, when that was last looked for
         self.most_free = sys.maxsize  # the worker is replaced if `free` exceeds this
-        self.last: _Execution | None = None  # what runs, or is held until there is word of it
+        self.last: _Execution | None = None  # what runs, or is held until a `call`
         self.since = 0.0  # when it took that job, by monotonic(); the scheduler counts from later
         self.environ: dict[bytes, bytes] = {}  # variables that the pool's initializer has added
 
@@ -6942,10 +6943,10 @@ class _Worker:
         done: _Outcome | None = None
         with contextlib.suppress(EOFError):
             while True:
-                self.shared[_TAKING] = self.last is None  # else it waits for word, and takes none
+                self.shared[_TAKING] = self.last is None  # else a `call` comes first
                 job = self._take()
                 if job is not None or done is not None:
-                    self._tell(done, job)
+                    self._report(done, job)
                 self.shared[_TAKING] = 0
                 job = job or self._heed()
                 done = None if job is None else self._run(job)
@@ -6965,7 +6966,7 @@ class _Worker:
         self.number, self.eager, self.since = number, eager, _monotonic()
         return _Job(*job)
 
-    def _tell(self, done: _Outcome | None, job: _Job | None) -> None:
+    def _report(self, done: _Outcome | None, job: _Job | None) -> None:
         number = 0 if job is None else self.number  # 0: none
         if done is None:
             return self.control.send(("took", number))
@@ -6996,7 +6997,7 @@ class _Worker:
                 self.control.send(("took", self.number))
                 return job
             if kind == "leave":
-                self.leaving = True  # it leaves below, once there was word of the last job
+                self.leaving = True  # below, once no `call` for its last job is to come
             else:
                 self.importing = kind == "join"
                 getattr(self, f"_on_{kind}")(*fields)
@@ -7022,7 +7023,7 @@ class _Worker:
         self.idle = False
 
     def _run(self, job: _Job) -> _Outcome | None:
-        """Run a job. Returns its outcome, or None if the scheduler was told that already."""
+        """Run a job. Returns its outcome, or None if that was reported already."""
         self.run.restore()
         if self.run.edited is not None:
             _print_as_task(self.run.edited)
@@ -7039,20 +7040,20 @@ class _Worker:
         log_end, output = self._own_output()
         held = job.holds or output is None or log_end > _LOG_LIMIT
         outcome = outcome._replace(terminated=terminated, held=held, log_end=log_end, output=output)
-        # If no job waits, other tasks may wait for this one: it is told before the tidying up.
+        # If no job waits, other tasks may wait for this one: it is reported before the tidying up.
         at_once = not (held or terminated) and self.jobs is not None and not self._epoll.poll(0)
         if at_once:
             self.shared[_TAKING] = 1  # until `serve` clears it: the worker may end itself below
-            self._tell(outcome, None)
+            self._report(outcome, None)
         spoilt = None
-        if not held:  # else `_on_call` does this, once there is word
+        if not held:  # else `_on_call` does this
             self.last, spoilt = None, self._restore()
         self.spent |= spoilt is not None
         if self.spent:
             _remove_shared()
         if not at_once:
             return outcome if spoilt is None else outcome._replace(spoilt=spoilt)
-        if spoilt is not None:  # the outcome that was told did not say so
+        if spoilt is not None:  # the outcome that was reported did not say so
             _signal_each(_strays(self.pid, self.log_file), signal.SIGKILL)
             os.killpg(self.pid, signal.SIGKILL)
         return None
@@ -7391,7 +7392,7 @@ def _serve(end: Any, initializer: Any, initargs: tuple[Any, ...], method: Any = 
         _worker.control.close()  # so that whoever waits at the other end sees that it ended
     except BaseException as error:  # whatever it is: the executor would keep it, and the pair open
         with contextlib.suppress(OSError):
-            if _worker.log_file < 0:  # there is no log that could tell it
+            if _worker.log_file < 0:  # there is no log yet that could show it
                 _worker.control.send(("failed", f"{doing}:\n{_traceback(error)}"))
             else:
                 os.write(2, f"liteflow: {_traceback(error)}\n".encode())
@@ -7488,7 +7489,7 @@ class _ForkedServer:
 
     def exit_code(self, pid: int) -> int | None:
         """A worker's exit code, negative for a signal, or None while it runs. Ask no more once it
-        is told: until then no other process can have this pid. Raises OSError, EOFError."""
+        is known: until then no other process can have this pid. Raises OSError, EOFError."""
         return self._ask((pid,))  # type: ignore[no-any-return]
 
     def _ask(self, ended: tuple[int, ...], file: int | None = None) -> Any:
@@ -7864,7 +7865,7 @@ class _Slot:
                  busy, its job is being ended (`reason`: `ask_to_end`) -> spoilt | held (same)
                  spoilt (`spoilt` says why) -> dead (`_lose`), once it has no attempt
                  leaving (`spoilt` is "": `_hand_over`) -> free (`_on_left`), once it has none
-        held: it keeps the attempt that it told of, until there is word -> calling (`_let_call`)
+        held: it keeps the attempt that it reported -> calling (`_let_call`)
         calling: it runs callbacks, or tidies up -> serving (`_on_called`)
         any -> dead: its worker ended, can't be heard (`gone`), failed to start, or isn't needed
     """
@@ -8075,8 +8076,8 @@ class _Slot:
         self._executor = self._executor_thread = None
 
     def _exit_code(self) -> int | None:
-        """The worker's exit code, or None if it isn't told within 0.5 s: by a server that is gone
-        or stopped, or that hears of no child's end."""
+        """The worker's exit code, or None if it can't be learned within 0.5 s: from a server that
+        is gone or stopped, or that hears of no child's end."""
         code, until = None, _monotonic() + 0.5
         with contextlib.suppress(OSError, EOFError):
             while code is None and _monotonic() < until:
@@ -8563,10 +8564,10 @@ _ANSWER = 0.5  # seconds within which a warm worker that is not stopped says whi
 class _SlotRunner(_Runner):
     """Lets a WorkerPool's slots pull jobs from one queue, and ends jobs that outlive their timeout.
 
-    The kernel gives each job to one worker, which tells that it took the job before it runs it. So
-    at any moment the runner knows which worker runs what, until one dies, whose last messages may
-    be lost. Then the runner empties the queue. Once it has seen each living worker's TAKING byte at
-    0, the jobs that no worker has told of were lost with the dead one, and are sent again.
+    The kernel gives each job to one worker, which reports that it took the job before it runs it.
+    So at any moment the runner knows which worker runs what, until one dies, whose last messages
+    may be lost. Then the runner empties the queue. Once it has seen each living worker's TAKING
+    byte at 0, the jobs that no worker has reported were lost with the dead one, and are sent again.
     """
 
     def __init__(self, pool: WorkerPool, own_pool: bool, dag: Dag, since: float) -> None:
@@ -8578,7 +8579,7 @@ class _SlotRunner(_Runner):
             _set_up_slots(by_executor=True)
         self._context = pool._prepare_start(self)
         self._slots: list[_Slot] = []
-        # The tasks missing, and those found by name; None until a worker tells: no slot is spared.
+        # The tasks missing, and those found by name; None until a worker reports them.
         self._found: tuple[list[str], set[str]] | None = None
         self._failed_starts = 0
         self._has_enough = False  # it starts no more workers, as long as it has one
@@ -8589,7 +8590,7 @@ class _SlotRunner(_Runner):
         self._ours.socket.setblocking(False)
         self._numbers = itertools.count(1)
         self._unsent: collections.deque[tuple[_Attempt, _Job]] = collections.deque()
-        self._out: dict[int, tuple[_Attempt, _Job]] = {}  # sent, and no worker told that it took it
+        self._out: dict[int, tuple[_Attempt, _Job]] = {}  # sent, and not reported as taken
         self._heard = 0.0  # when a worker last said something
         self._deaf = False  # workers that look idle left a job lying, and none has spoken since
         self._watch = self._looked = 0.0  # a clock that stops with this process; its last setting
@@ -8807,7 +8808,7 @@ class _SlotRunner(_Runner):
             self._hand_over(_monotonic())
         self._flush()
         until = _monotonic() + timeout
-        while not (self._events or self._listen(until)):  # workers only told that they took jobs
+        while not (self._events or self._listen(until)):  # workers only reported jobs as taken
             if self.wanted or self._unsent or waiting:
                 break  # as the queue has room again
         now = _monotonic()
@@ -8830,7 +8831,7 @@ class _SlotRunner(_Runner):
 
     def _listen(self, until: float) -> bool:
         """Sleep until a worker sends a message, or something is due; handle the messages. Returns
-        False if they told only that workers took jobs."""
+        False if they reported only that workers took jobs."""
         now = _monotonic()
         times = [until, *[slot.deadline for slot in self._slots]]
         if self._suspects:
@@ -8858,7 +8859,7 @@ class _SlotRunner(_Runner):
         return is_more
 
     def _hear(self, slot: _Slot) -> bool:
-        """Handle a worker's messages. Returns False if they told only that it took a job."""
+        """Handle a worker's messages. Returns False if they reported only that it took a job."""
         is_more = False
         for kind, fields in slot.receive():
             is_more |= kind != "took"
@@ -9029,15 +9030,15 @@ class _SlotRunner(_Runner):
             told = ", the program's standard error tells why" if slot.exitcode == 1 else ""
             what = "a worker ended as it started, or imported the script"
             self._fail_start(slot, f"{what}: {death}{told}")
-        if self._out:  # the worker may have taken a job, and died before it could tell
+        if self._out:  # the worker may have taken a job, and died before it reported that
             self._send_again(self._recall())
             self._suspects, self._death = set(self._out), death
             self._unclear = list(self._slots)
 
     def _settle_suspects(self) -> None:
-        """Once each living worker has told what it took, the other suspects went down with the dead
-        one: send them again, but fail a job that three workers in a row died of, as they do where
-        its arguments need more memory than there is."""
+        """Once each living worker has reported what it took, the other suspects went down with the
+        dead one: send them again, but fail a job that three workers in a row died of, as they do
+        where its arguments need more memory than there is."""
         self._unclear = [s for s in self._unclear if s in self._slots and s.shared[_TAKING]]
         if self._unclear:
             return
@@ -9057,12 +9058,12 @@ class _SlotRunner(_Runner):
     def _look_for_stalled(self, now: float) -> None:
         """Send a job again that lies in the queue though workers are idle: the one worker that it
         woke has died, left or been stopped. Kill a worker that stays stopped, idle or between
-        receiving a job and telling of it, for the longest timeout of the jobs that are out."""
+        receiving a job and reporting it, for the longest timeout of the jobs that are out."""
         # Before `_recall`, which takes jobs out of `_out` for a moment.
         limits = [job.timeout for _, job in self._out.values() if job.timeout is not None]
         limits += [_GRACE for attempt, _ in self._out.values() if attempt in self._ending]
         if any(at_once for _, at_once in self._ending.values()):
-            limits = [0.5]  # seconds, in which a worker that is not stopped tells
+            limits = [0.5]  # seconds, in which a worker that is not stopped reports
         # A time for which this process was stopped does not count: workers may have been, too.
         self._watch += min(now - self._looked, _GLANCE)
         self._looked = now
@@ -9085,7 +9086,7 @@ class _SlotRunner(_Runner):
                 "the script, or a module, starts a run while a worker imports it: put the call of "
                 'run() or cli() below `if __name__ == "__main__":`, or into a function'
             )
-        # A worker that told no error may have been ended by a signal to the whole program, which
+        # A worker that reported no error may have been ended by a signal to the whole program. That
         # may pass. Its exit code is then 1, say (Ctrl-C as it imported), or 255 (no forkserver).
         may_pass = slot.exitcode not in (None, _BROKEN)
         if slot in self._slots:
@@ -10581,7 +10582,7 @@ class _Run(_Start):
         self.runner.withdraw()
         for attempt in self._attempts.values():
             self.runner.end(attempt, "its run ended", now=True)
-        for attempt in self.runner.calling():  # their workers wait for word
+        for attempt in self.runner.calling():  # their workers wait for a `call`
             self.runner.call_back(_Callback(attempt, None, None))
 
     # Callbacks.

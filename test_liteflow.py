@@ -8853,10 +8853,10 @@ def hurt(folder, number):
                 self.fire("received, and not told", job.task_id)
             return job
 
-        def _tell(self, done, job):
+        def _report(self, done, job):
             if done is not None:
                 self.fire("before it tells done", self.now)
-            super()._tell(done, job)
+            super()._report(done, job)
             self.done = None
             if done is not None:
                 self.fire("told done", self.now)
@@ -9791,9 +9791,9 @@ class QueueTest(QueueCase):
             patched = mock.patch(f"liteflow.{made}", side_effect=full)
             patched.start()
             self.addCleanup(patched.stop)
-        worker._tell(done, job)
+        worker._report(done, job)
         worker.__enter__()  # would raise
-        worker._tell(done, None)
+        worker._report(done, None)
         told = [(fields, taken) for (_, fields, taken), _ in iter(theirs.receive, None)]
         found = [(liteflow._Outcome(*fields), taken) for fields, taken in told]
         self.assertEqual([(x.status, taken) for x, taken in found], [("failed", 2), ("failed", 0)])
@@ -9817,7 +9817,7 @@ class QueueTest(QueueCase):
                 self.last = job
                 return liteflow._Outcome("success", None, held=True)
 
-            def _tell(self, done, job):
+            def _report(self, done, job):
                 told.append((done.status, job, self.shared[liteflow._TAKING]))
 
         Holds(ours).serve()
