@@ -4392,7 +4392,7 @@ class _Batch:
         self.expanded: list[_Node] = []
         self.xcoms: list[tuple[Any, ...]] = []
         self.items: list[tuple[Any, ...]] = []
-        self.renewed: list[int] = []  # row ids of instances whose values, an earlier try's, must go
+        self.renewed: list[int] = []  # row ids of instances whose earlier attempt's values must go
         self.named: list[tuple[str, int]] = []  # (name that map_index_template made, row id)
         self.logs: _Output = []
         # After the commit: callbacks, jobs to send, and whether to copy the WAL into the file.
@@ -4537,7 +4537,7 @@ def _check_ours(db: sqlite3.Connection, path: str) -> bool:
         newer = f"a newer liteflow ({version} > {_USER_VERSION}): use that one"
         older = f"an unreleased liteflow ({version} < {_USER_VERSION}): choose another path"
         raise DatabaseError(f"{path} was made by {newer if version > _USER_VERSION else older}")
-    for table in _COLUMNS:  # in a file made to harm, a view may have a table's name
+    for table in _COLUMNS:  # in a harmful file, a view may have a table's name
         if not is_plain.get(table):
             raise DatabaseError(f"{path} has no table {table!r}: liteflow did not make it")
     return True
@@ -4575,7 +4575,7 @@ def _missing_columns(db: sqlite3.Connection) -> dict[tuple[str, str], str]:
 
 def _copy_database(connection: sqlite3.Connection, target: pathlib.Path) -> None:
     """Copy the whole database, as it is at one moment, into the new file `target`."""
-    target.unlink(missing_ok=True)  # an earlier try's, which a writer overtook
+    target.unlink(missing_ok=True)  # of an earlier look, which a writer overtook
     target.touch(0o600, exist_ok=False)
     connection.execute("COMMIT")  # `backup` has its own transaction, thus one snapshot
     with contextlib.closing(sqlite3.connect(target)) as copy:
@@ -4794,8 +4794,8 @@ class _Store:
         return False
 
     def _empty_wal(self) -> bool:
-        """Copy the WAL into the file, and cut it. Returns False if somebody writes, or reads what
-        is in it: nobody is waited for, because SQLite would hold the write lock meanwhile."""
+        """Copy the WAL into the file, and empty it. Returns False if somebody writes, or reads
+        what is in it: nobody is waited for, because SQLite would hold the write lock meanwhile."""
         execute = self._connection.execute
         with self.transaction(""):
             execute("PRAGMA busy_timeout=0").fetchone()
@@ -4984,7 +4984,7 @@ class _Store:
             for table, rows in (("xcom", batch.xcoms), ("xcom_item", batch.items)):
                 if rows:
                     self._write_values(table, rows)
-            # After the inserts, as the values of a try that failed in this turn must go as well;
+            # After the inserts, as values of an attempt that failed in this turn must go, too;
             # and an expanded task takes its elements' previews from the values inserted here.
             if batch.renewed:
                 self._delete_values(batch.renewed)
@@ -5101,7 +5101,7 @@ def _until_unlocked(path: str, act: Callable[[], T], check: Callable[[], Any] = 
 # --- Store: looks ---------------------------------------------------------------------------------
 
 # A look is a function of a connection, which is that of `_read` or a store's. Columns are cast to
-# their declared types, so that a file made to harm gives texts where texts are expected.
+# their declared types, so that a harmful file gives texts where texts are expected.
 
 _ITS_ATTEMPTS = "task_attempt ON task_instance_id = task_instance.id"
 _ITS_LATEST = f"{_ITS_ATTEMPTS} AND task_attempt.try_number = task_instance.try_number"
@@ -6808,7 +6808,7 @@ def _strays(worker: int, log: int) -> list[int]:
     for pid in map(int, filter(str.isdecimal, pids)):
         with contextlib.suppress(OSError):
             if os.getpgid(pid) == worker:
-                continue  # the caller signals the group: a second TERM would cut off clean-up
+                continue  # the caller signals the group: a second TERM would cut off the clean-up
             outputs = filter(os.path.exists, (f"/proc/{pid}/fd/1", f"/proc/{pid}/fd/2"))
             if os.getsid(pid) == worker or any(os.path.samefile(log, file) for file in outputs):
                 strays.append(pid)
@@ -6877,7 +6877,7 @@ class _Worker:
         self.log = ""  # its path
         self.log_file = -1  # its descriptor
         self.log_start = 0  # where the job's output begins in it
-        self.log_before = b""  # the last bytes before that: they differ if a job has cut the file
+        self.log_before = b""  # the last bytes before that: they differ if a job has truncated it
         self.in_a_blink = False  # the last job took less than _BLINK
         self.free = sys.maxsize  # the lowest free descriptor, when that was last looked for
         self.most_free = sys.maxsize  # the worker is replaced if `free` exceeds this
@@ -7060,16 +7060,16 @@ class _Worker:
 
     def _own_output(self) -> tuple[int, bytes | None]:
         """Where the job's output ends in the log, and the output itself if it is short (else None):
-        the next job may cut the file before the scheduler reads it."""
+        the next job may truncate the file before the scheduler reads it."""
         output: bytes | None = None
         try:
             end = os.lseek(self.log_file, 0, os.SEEK_END)
-            start = self.log_start if self.log_start <= end else 0  # the task cut the file
+            start = self.log_start if self.log_start <= end else 0  # the task truncated it
             if start > 0 and self._log_before(start) != self.log_before:
-                start = 0  # the task cut the file, and has printed as much since
+                start = 0  # the task truncated it, and has printed as much since
             if end - start <= _INLINE:
                 output = os.pread(self.log_file, end - start, start) if end > start else b""
-            if end != start or start != self.log_start:  # something was printed, or cut
+            if end != start or start != self.log_start:  # something was printed, or truncated
                 self.log_start, self.log_before = end, self._log_before(end)
         except OSError:  # the task has closed it
             self.log_start, output = 0, b""
@@ -7199,7 +7199,7 @@ class _Worker:
             self._raise_end()
 
     def _raise_end(self) -> NoReturn:
-        self.in_task = False  # a second TERM (systemd's, say) must not cut off the task's cleanup
+        self.in_task = False  # a second TERM (systemd's, say) must not cut off the task's clean-up
         self.terminated = True
         timeout = None if self.last is None else self.last.job.timeout
         if timeout is not None and _monotonic() >= self.since + timeout:
@@ -7218,7 +7218,7 @@ class _Worker:
 
     def _close_dropped(self) -> None:
         """Close what a task has opened and dropped. In a cycle of objects, as sqlite3 makes them, a
-        connection would stay open, and its lock or transaction would fail the next try."""
+        connection would stay open, and its lock or transaction would fail the next attempt."""
         free = self._lowest_free()
         for generation in (1, 2):  # 2 takes 10 ms and more where pandas is imported
             if free > self.free:
@@ -8157,7 +8157,7 @@ def _set_up_slots(by_executor: bool) -> None:
 
 
 def _let_go_of_slots() -> None:
-    """In a process that the host forked: close what tells workers that their scheduler lives."""
+    """In a forked process, close what tells its parent's workers that their scheduler lives."""
     global _starting
     _starting = threading.RLock()  # another thread may have held the old one at the fork
     for slot in list(_live_slots):
@@ -9228,7 +9228,7 @@ class _ExecutorRunner(_Runner):
         attempt.take()
         try:
             self._futures[attempt] = self._submit(attempt, "run", *job)
-        except Exception as error:  # whatever the engine raises: broken, shut down
+        except Exception as error:  # whatever the executor raises: broken, shut down
             why = f"the executor took no task: {_brief(error)}"
             self._events.put((attempt, _Outcome("failed", why)))
 
@@ -9264,7 +9264,7 @@ class _ExecutorRunner(_Runner):
         try:
             asked = self._submit(None, "call", job, due.name, due.reason, due.facts)
             self._callbacks[asked] = due.attempt, _monotonic() + _CALLBACK_LIMIT
-        except Exception as error:  # whatever the engine raises: no callback, then
+        except Exception as error:  # whatever the executor raises: no callback, then
             self.notes[f"the executor took no callback: {_brief(error)}"] = None
         return True
 
@@ -9294,7 +9294,7 @@ def _answer_of(future: Future[bytes]) -> tuple[Any, str | None]:
     """What a worker answered, and None; or None, and why the executor lost the answer."""
     try:
         return marshal.loads(future.result()), None
-    except BaseException as lost:  # of the engine, or of unpickling on its way
+    except BaseException as lost:  # of the executor, or of unpickling on its way
         return None, _brief(lost)
 
 
@@ -10298,7 +10298,7 @@ class _Run(_Start):
                 ready, room = ready - 1, 0 if instance.alone else room - 1
 
     def _is_called_back(self, instance: _Instance) -> bool:
-        """Whether the instance's next try has to wait for the end of its `on_retry_callback`."""
+        """Whether the instance's next attempt waits for the end of its `on_retry_callback`."""
         if instance.state is not _S.UP_FOR_RETRY or instance.node.task.on_retry_callback is None:
             return False
         due = [each.attempt for each in (*self._batch.callbacks, *self._callbacks)]
@@ -10949,7 +10949,7 @@ class TaskInstance:
         self.task_group_id: str | None = None
         self.role: str | None = None  # "setup" or "teardown"
         self.element: str | None = None  # what a mapped instance is mapped over, for people
-        self.interrupted = False  # its latest attempt was cut off
+        self.interrupted = False  # its latest attempt was
         self._attempt_state: str | None = None  # that of its latest attempt
         self._db_path: Any = None
         self.task: Any = None
@@ -11046,7 +11046,7 @@ class TaskInstance:
         return _running_execution()
 
     _label = property(lambda self: _label_of(self.task_id, self.map_index))
-    # The state in words: what was cut off has no state, but did start.
+    # The state in words: what was interrupted has no state, but did start.
     _word = property(lambda self: self.state or ("interrupted" if self.interrupted else "none"))
 
     def __repr__(self) -> str:
@@ -11172,7 +11172,7 @@ class DagRun:
         return found
 
     def _instances(self, attempts: bool = False, **which: Any) -> list[TaskInstance]:
-        """The run's task instances, or those that `which` selects; `attempts`: one for each try."""
+        """The run's task instances, or those that `which` selects; or their `attempts`."""
         rows = self._look(_select_attempts if attempts else _select_instances, **which)
         return [_instance_of(row, self, attempt=attempts) for row in rows]
 
@@ -11233,8 +11233,8 @@ class DagRun:
 
     def clear(self, task_ids: str | Iterable[str], downstream: bool = True) -> list[str]:
         """Mark tasks (or instances, as `task[3]`) of a run that nobody works on to run again, and
-        return their names. The run becomes `queued`; a resume runs them, with all that then hangs
-        on them (unless `downstream` is False) and the setups and teardowns of their scopes.
+        return their names. The run becomes `queued`; a resume runs them, with all downstream of
+        them (unless `downstream` is False) and the setups and teardowns of their scopes.
 
         Raises TaskNotFound, AlreadyRunning; AirflowException if the values of the run were deleted.
         """
@@ -11965,8 +11965,8 @@ def _way_on(run: DagRun, instances: list[TaskInstance]) -> dict[str, str]:
 
 
 def _other_trouble(run: DagRun, instances: list[TaskInstance], told: list[_Failure]) -> list[str]:
-    """Lines on failures that are not `told` yet, on instances that were cut off in an attempt or
-    between two, and on callbacks that failed."""
+    """Lines on failures that are not `told` yet, on instances that were interrupted or given up
+    between two attempts, and on callbacks that failed."""
     seen = {id(ti) for failure in told for ti in (failure.ti, *failure.others)}
     rest = [ti._label for ti in instances if ti.state is _S.FAILED and id(ti) not in seen]
     cut = []
@@ -12510,7 +12510,7 @@ class _Progress:
             self.tell(_NO_TASKS)
 
     def changed(self, instance: _Instance, error: str | None = None, took: float = 0.0) -> None:
-        """Note an instance's new state for `committed` to tell; `took`: seconds of an ended try."""
+        """Note an instance's new state for `committed` to tell; `took`: seconds of its attempt."""
         if not self._listens:
             return
         state = instance.state
