@@ -4319,7 +4319,7 @@ _NULLABLE = {*re.findall(r"\n    ([a-z]\w*) [A-Z]+,", _SCHEMA)}  # in at least o
 @functools.cache
 def _inserting(table: str, verb: str = "INSERT OR REPLACE") -> str:
     """The statement that writes a whole row. A nullable column takes "" for NULL: None would take
-    as long as ten numbers, because sqlite3 first looks for an adapter of it."""
+    as long as ten numbers, because sqlite3 first looks for an adapter of None."""
     columns = _COLUMNS[table]
     values = ["nullif(?, '')" if name in _NULLABLE else "?" for name in columns]
     return f"{verb} INTO {table} ({', '.join(columns)}) VALUES ({', '.join(values)})"
@@ -4544,7 +4544,7 @@ def _check_ours(db: sqlite3.Connection, path: str) -> bool:
 
 
 def _check_before_run(path: str) -> None:
-    """Raise DatabaseError if a run can't use the file. Starts nothing, and leaves it untouched."""
+    """Raise DatabaseError if a run can't use the file, which is left as it is."""
     if sqlite3.sqlite_version_info < (3, 34):
         raise DatabaseError(f"SQLite {sqlite3.sqlite_version} is too old: 3.34 or newer is needed")
     if (found := _file_identity(path)) is not None and found[1] > 0:
@@ -4643,7 +4643,7 @@ def _storable(text: object) -> str:
 
 def _read_once(path: str, wal: bool, most: int, look: Callable[[sqlite3.Connection], T]) -> T:
     mode = f"mode=ro{'' if wal else '&immutable=1'}"
-    # Signals are held back, because a handler may wait for a thread that waits for `_in_sqlite`.
+    # Signals are held back: a handler may wait for a thread that waits for `_in_sqlite`.
     with _HeldSignals(), _in_sqlite, contextlib.closing(_connected(path, mode, 5.0)) as db:
         for pragma in ("trusted_schema=OFF", "query_only=ON", "temp_store=MEMORY"):
             db.execute(f"PRAGMA {pragma}")
@@ -4723,13 +4723,13 @@ class _Store:
             if not ours:
                 execute(f"PRAGMA page_size={_PAGE_SIZE}")
                 execute("PRAGMA auto_vacuum=INCREMENTAL")
-            # Only if it is needed: the switch to WAL ignores the busy timeout; the caller retries.
+            # Only if needed, as the switch to WAL ignores the busy timeout: the caller tries again.
             if execute("PRAGMA journal_mode").fetchone()[0] != "wal":
                 execute("PRAGMA journal_mode=WAL").fetchone()  # else the statement stays open
             self._wait_for_disk()
             execute("PRAGMA foreign_keys=ON")
             execute("PRAGMA trusted_schema=OFF")
-            execute("PRAGMA temp_store=MEMORY")  # else a full $TMPDIR is a full database
+            execute("PRAGMA temp_store=MEMORY")  # else a full $TMPDIR looks like a full disk
             execute("PRAGMA secure_delete=FAST").fetchone()  # Debian's ON fills the WAL with zeros
             if ours and not _missing_columns(self._connection):
                 return
@@ -4781,8 +4781,8 @@ class _Store:
                     self._wait_for_disk()
 
     def sync(self) -> bool:
-        """Wait until no power cut can undo a commit. Return False if the caller should close the
-        database instead: that fails, or the WAL is missing, or the only place of the tables."""
+        """Wait until no power cut can undo a commit. Returns False if the caller should close the
+        database instead, as the wait failed, or there is no WAL, or only that has the tables."""
         # Closing this file drops no locks: SQLite's are on the database and the -shm.
         with contextlib.suppress(DatabaseError, OSError), open(f"{self.path}-wal", "rb") as wal:
             if os.stat(self.path).st_size <= _PAGE_SIZE:
@@ -4812,7 +4812,7 @@ class _Store:
             with contextlib.suppress(DatabaseError):
                 while is_last and not self._empty_wal() and _monotonic() < deadline:
                     time.sleep(0.02)
-        finally:  # a Ctrl-C, after a prune say, ends the wait
+        finally:  # also if a Ctrl-C ends the wait
             with _in_sqlite:
                 self._connection.close()
         # Close once more: two that close at once, or a reader that is last, leave the files behind.
@@ -4889,7 +4889,7 @@ class _Store:
         return row
 
     def close_run(self, run_row: int, state: str = "failed", reason: str | None = _DIED) -> _Row:
-        """Record a run's end; return its row. Instances that had not ended have no state again, and
+        """Record a run's end; return its row. Instances that had not ended lose their state, and
         their attempts that had not ended are interrupted, which uses up no try.
 
         If the scheduler died, the run's end is the last time that was recorded, and every running
@@ -4902,7 +4902,7 @@ class _Store:
             "SELECT max(coalesce(task_attempt.end_date, task_attempt.start_date)) FROM "
             "task_attempt JOIN task_instance ON task_instance.id = task_instance_id WHERE "
             "dag_run_id = :run), ''))) WHERE id = :run",
-            # Attempts of which nothing was recorded get a row; its end_date tells in which stretch.
+            # An attempt without a row gets one; its end_date tells after which resume it was sent.
             "INSERT INTO task_attempt (task_instance_id, try_number, state, end_date, error) "
             "SELECT task_instance.id, try_number, 'interrupted', end_date, :reason FROM dag_run "
             "JOIN task_instance ON dag_run_id = dag_run.id WHERE dag_run.id = :run AND "
@@ -4919,7 +4919,7 @@ class _Store:
         return row
 
     def resume_run(self, row: _Row, found: _Resumption) -> None:
-        """Turn the rows of earlier stretches into those that a resume starts from (`found`)."""
+        """Turn a run's rows into those that its resume starts from, as `found` says."""
         many = self._connection.executemany
         self._set_run(row.id, seconds=_run_seconds(row) or row.seconds)
         untried = [(past.row_id,) for past, i in found.removed if i < 0 and not past.try_number]
@@ -5007,8 +5007,8 @@ class _Store:
         small = [row for row in rows if len(row[-1]) <= _LARGE]
         self._connection.executemany(_inserting(table), small)
         for *row, value in [row for row in rows if len(row[-1]) > _LARGE]:
-            # If a page leaves the cache before the commit and then changes again, SQLite has to
-            # read once more all that it wrote to the WAL after that page.
+            # A page that leaves the cache before the commit, and then changes again, would make
+            # SQLite read once more all that it has written to the WAL since.
             self._connection.execute(f"PRAGMA cache_spill={-_CACHE // 1024}")
             query = f"{_inserting(table).removesuffix('?)')}zeroblob(?))"
             made = self._connection.execute(query, (*row, len(value)))
@@ -5146,7 +5146,7 @@ def _terms(source: str, columns: str, absent: Collection[Any]) -> tuple[list[str
 # Conditions by the name of the argument that asks for them. Any other name is a column of the first
 # table, or else of task_instance, which must equal the argument.
 _ASKED_OF = {
-    # The plus keeps SQLite from searching all runs of the DAG, as few runs are `running`.
+    # With the plus, SQLite searches the few `running` runs, not all runs of the DAG.
     "live_of": "state = 'running' AND +dag_id = ?",
     "ended_since": "coalesce(end_date, '9999') >= ?",  # an unfinished one counts
     "begun_before": "coalesce(start_date, end_date, '9999') < ?",
@@ -5154,7 +5154,7 @@ _ASKED_OF = {
     # All runs but so many of the newest of each DAG.
     "but_newest": "id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY dag_id "
     "ORDER BY id DESC) AS place FROM dag_run) WHERE place > ?)",
-    # By run id or DAG/RUN. The inner query searches an index, as the table is ten times as large.
+    # By run id or DAG/RUN. The inner query reads an index alone: a tenth of the table's size.
     "named": "id IN (SELECT id FROM dag_run WHERE ? IN (run_id, dag_id || '/' || run_id))",
     # The newest run of this DAG that has ended, and all runs since.
     "latest_of": "id >= coalesce((SELECT max(id) FROM dag_run WHERE dag_id = ? AND state NOT IN "
@@ -5290,7 +5290,7 @@ def _select_past(db: sqlite3.Connection, run_row: int) -> list[_Past]:
         element element_preview takes flow role upstream_task_ids
         task_attempt.state task_attempt.start_date task_attempt.end_date task_attempt.error"""
     found = []
-    in_order = operator.attrgetter(*_terms(_INSTANCES, columns, ())[0])  # vars() may not be
+    in_order = operator.attrgetter(*_terms(_INSTANCES, columns, ())[0])  # unlike vars()
     for row in _select(_INSTANCES, columns, "ORDER BY task_id, map_index", db, run_row):
         *own, error = in_order(row)
         found.append(_Past._make([*own, row.state is None and error == _DIED]))
@@ -5397,7 +5397,7 @@ def _pieces_of(value: bytes | _Pieces) -> Sequence[bytes]:
 
 
 def _dump_in_pieces(value: Any) -> bytes | _Pieces:
-    """Pickle a value like `_dump`, a large one in pieces."""
+    """Like `_dump`, but a large pickle comes in pieces."""
     made: list[bytes] = []
 
     def write(piece: Any) -> None:  # bytes() copies a bytearray, say, but no bytes
@@ -5568,7 +5568,7 @@ def _element_keys(mapping: _ExpandInput, known: _Known) -> list[str]:
 
     seen: collections.Counter[str] = collections.Counter()
     keys = []
-    names = len(mapping.sources) > 1  # a single argument may be renamed
+    names = len(mapping.sources) > 1  # a single argument may be renamed, and keep its digests
     for i in range(mapping.count(known)):
         parts = sorted(
             f"{name} ".encode() * names
