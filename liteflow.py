@@ -6285,7 +6285,7 @@ def _call_back(execution: _Execution, owner: Any, name: str) -> None:
             is_dag, text = isinstance(owner, Dag), _traceback(error)
             whose = f"DAG {owner.dag_id!r}" if is_dag else f"task {execution.task_id!r}"
             said = _with_place(f"{name} of {whose} failed: {_last_line(text)}", text)
-            if is_dag and execution.context.get("reason") == _DIED:  # for another run
+            if is_dag and execution.context.get("reason") == _DIED:  # called for another run
                 said += f", called for run {execution.run.info['run_id']!r}: {_DIED}"
             _print_as_task("\n    | ".join([said, *text.split("\n")]))
         _end_if_child(execution, None)
@@ -6419,7 +6419,7 @@ def _pickled(value: Any, said: str) -> bytes | _Pieces:
         remedy = "; return its items as a list" if hasattr(value, "__next__") else ""
         what = f"{said} {type(value).__name__}, which cannot be pickled"
         trouble = TypeError(f"{what}: {_brief(error)}{remedy}")
-        trouble.__notes__ = getattr(error, "__notes__", [])  # where in it: from Python 3.14 on
+        trouble.__notes__ = getattr(error, "__notes__", [])  # Python 3.14 notes where in the value
         raise trouble from None
 
 
@@ -6822,7 +6822,7 @@ def _signal_each(pids: Iterable[int], number: int) -> None:
 
 
 def _resources(limited: Sequence[int]) -> tuple[list[Any], Any]:
-    """The process's limits, user, priority and CPUs; what its ended children used (each adds)."""
+    """The process's limits, user, priority and CPUs; what its ended children used, in sum."""
     limits: list[Any] = [*map(resource.getrlimit, limited), os.geteuid()]
     limits += os.getpriority(os.PRIO_PROCESS, 0), getattr(os, "sched_getaffinity", bool)(0)
     return limits, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -6837,7 +6837,7 @@ _BROKEN = 70  # exit code of a worker that can't go on (EX_SOFTWARE of sysexits.
 _worker: _Worker | None = None  # set if this process is one
 _remote_lock = threading.RLock()  # for threads of a foreign executor: one imports a DAG at a time
 _WATCHED_SIGNALS = "INT TERM ALRM CHLD HUP PIPE QUIT USR1 USR2 PROF VTALRM".split()
-_WATCHED_LIMITS = "AS DATA NOFILE FSIZE CPU NPROC".split()  # a worker goes if a task changes one
+_WATCHED_LIMITS = "AS DATA NOFILE FSIZE CPU NPROC".split()  # a change of one spoils a worker
 
 
 class _Worker:
@@ -6870,7 +6870,7 @@ class _Worker:
         self.idle = False  # it has no job, and sleeps until something comes
         self.unheard: list[Any] = []  # handlers of `logging` whose queue nobody empties here
         self.number = 0  # of the job that it took last, in its run
-        self.tasks = 0  # that it has run, in all runs
+        self.tasks = 0  # how many it has run, in all runs
         self.eager = False  # that job is one of a chain of quick ones: the next may come at once
         self.leaving = self.terminated = False  # it is to leave its run; its task was told to end
         self.in_task = self.forking = False  # the task's own code runs; a fork is under way
@@ -6889,7 +6889,7 @@ class _Worker:
         """Become a worker, with a session and streams of its own, that ends with the scheduler."""
         with contextlib.suppress(PermissionError):  # the script's import made it a group's leader
             os.setsid()
-        # A forked worker has the scheduler's, where asyncio would hear of the worker's signals.
+        # A forked worker has the scheduler's fd, where asyncio would hear of the worker's signals.
         signal.set_wakeup_fd(-1)
         # A Ctrl-C is for the scheduler. A handler, unlike SIG_IGN, is not inherited through exec.
         signal.signal(signal.SIGINT, lambda signum, frame: None)
@@ -7168,11 +7168,11 @@ class _Worker:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self.in_task = False
-        # Only if a handler has changed, as the outcome waits for this: `_restore` sees to timers.
+        # Only if a handler has changed, as the outcome waits for this. `_restore` ends timers.
         found = map(_signal.getsignal, self._handlers)
         if not all(map(operator.is_, found, self._handlers.values())):
             self._restore_signals()
-        if self.terminated and kind is None:  # the task caught that, and fails all the same
+        if self.terminated and kind is None:  # its task caught the error, and fails all the same
             self._raise_end()
 
     def _before_fork(self) -> None:
@@ -7281,7 +7281,7 @@ class _Worker:
         """Put back what libraries keep for the process as a whole."""
         own = _own_loop()
         if own is not None and (own._loop is None or own._loop.is_closed()):
-            # asyncio.run() leaves none. As in a new process: the DAG's module's, or a new one.
+            # asyncio.run() leaves no loop. The next task gets the DAG's module's, or a new one.
             is_gone = self._loop is None or self._loop.is_closed()
             own._loop, own._set_called = None if is_gone else self._loop, False
         for number in _figures() - self._figures:
@@ -7323,8 +7323,8 @@ class _Worker:
         limits, used = _resources(self._limited)
         if limits != self._limits:
             return "the task changed its user, a resource limit, its priority or its CPUs"
-        # An ended child may have left one that still holds the log, and its lock: to lock it anew
-        # tells. That is due if children have ended, or if unlisted helpers (0) may hide one.
+        # A child that ended may have left a process that has the log open. Locking the log anew
+        # shows that. It is done if children have ended, or if unlisted helpers (0) may hide one.
         had_children, self._children_used = used != self._children_used, used
         try:
             self._renew_output(anew=had_children or 0 in self._helpers)
@@ -7640,7 +7640,7 @@ def _be_forked(control: int, alive: int, scheduler: int) -> NoReturn:
         sys.settrace(None)  # a debugger has no terminal here
         sys.setprofile(None)
         monitoring: Any = getattr(sys, "monitoring", None)
-        if hasattr(monitoring, "clear_tool_id"):  # Python 3.14, whose pdb goes that way
+        if hasattr(monitoring, "clear_tool_id"):  # Python 3.14, whose pdb uses that
             monitoring.free_tool_id(monitoring.DEBUGGER_ID)
         code = contextvars.Context().run(process._bootstrap, sentinel)
     finally:
@@ -7906,7 +7906,7 @@ class _Slot:
             by_server = context.is_gone if forked else context.get_start_method() == "forkserver"
             if not by_server:
                 raise
-        # Over another pair: a worker may hold the first one, though its server did not say so.
+        # Over another pair: a worker may have the first one, though its server did not answer.
         self._start(pool, _start_context(context.fallback if forked else "spawn"))
 
     def _start_by(self, pool: WorkerPool, context: Any) -> None:
@@ -7977,7 +7977,7 @@ class _Slot:
             if getattr(self.process._popen, "method", "") != "forkserver":
                 self.pidfd, self._teller = _end_of_child(self.process)
         self.sentinel = self.process.sentinel if self.pidfd is None else self.pidfd
-        # The executor must watch this one, too: the process's own tells the forkserver's end, too.
+        # The executor must watch it, too: the process's own is readable once a forkserver ends.
         executor._processes[self.pid] = watched = _Watched(self.pid, self.sentinel)
         return watched
 
@@ -8244,7 +8244,7 @@ def _forkserver_answers() -> bool:
 
 
 def _cpus() -> int:
-    """How many CPUs this process may use; from Python 3.13 on, what -X cpu_count says goes."""
+    """How many CPUs this process may use; from Python 3.13 on, as many as -X cpu_count says."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return getattr(os, "process_cpu_count", lambda: found)() or 1
 
@@ -8348,7 +8348,7 @@ class WorkerPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, *exc: object) -> None:
-        # What ends it from outside: a Ctrl-C, asyncio's cancellation, a task's timeout or SIGTERM.
+        # Others end it from outside: a Ctrl-C, asyncio's cancellation, a task's timeout or SIGTERM.
         ordinary = (Exception, SystemExit, GeneratorExit)
         self.shutdown(stop=kind is not None and not issubclass(kind, ordinary))
 
@@ -8432,7 +8432,7 @@ class WorkerPool:
             raise RuntimeError("the WorkerPool is shut down")
         interactive = runner.since > 0
         if self._asked_context is None and self._initializer[0] is None:
-            # Without room for a process the ways below say so; subinterpreters may not fork.
+            # Without room for a process, the ways below say what is wrong; subinterpreters can't.
             with self._lock, contextlib.suppress(ImportError, OSError, RuntimeError):
                 if self._server is not None and self._server.serves(runner):
                     return self._server
@@ -8685,7 +8685,7 @@ class _SlotRunner(_Runner):
                 hint = ": the working directory was deleted"
             if isinstance(error, BlockingIOError):
                 hint = ": its limit of processes is reached (ulimit -u, or the container's)"
-            # A full /tmp is told with a file's name.
+            # The error of a full /tmp names a file.
             is_full = error.errno == errno.ENOSPC and error.filename is None
             if sys.platform == "linux" and (is_full or not os.access("/dev/shm", os.W_OK)):
                 hint = ": multiprocessing needs a /dev/shm that can be written to"
@@ -8930,7 +8930,7 @@ class _SlotRunner(_Runner):
         self._streak = self._streak + 1 if outcome.took < _QUICK else -_AHEAD
         if slot.reason is not None:
             # A task that was told to end may catch that and return: it has failed all the same.
-            # Only a success from before counts, and that a task skips itself at its timeout.
+            # What counts is a success from before and, at the task's own timeout, a skip.
             slot.spoilt = slot.reason
             late, skips = slot.timed_out, outcome.status == "skipped"
             if not (late and skips) and (outcome.status != "success" or outcome.until > slot.told):
@@ -9001,7 +9001,7 @@ class _SlotRunner(_Runner):
 
     def _lose(self, slot: _Slot) -> None:
         """A slot's worker is dead, or must not go on: end it, and decide about its job."""
-        # Then nobody writes to its log. What left the group is left to `bury`: to find it is slow.
+        # First, so that nobody writes to its log. `bury` kills what left the group: that is slow.
         slot.signal_group(signal.SIGKILL, session=False)
         if slot.has_ended(timeout=1.0):
             for kind, fields in slot.receive():
@@ -9209,7 +9209,7 @@ class _ExecutorRunner(_Runner):
         self._callbacks: dict[Future[bytes], tuple[_Attempt, float]] = {}
 
     def begin(self, info: dict[str, Any], tasks: _References, jobs: int, check: _Check) -> set[str]:
-        # Workers keep their own environment, and know a run by its token. `log_url` has `log_db`.
+        # Workers keep their own environment, and know a run by its token. `log_db`: for `log_url`.
         here = {"environ": None, "sys_path": None, "db_path": None, "log_db": info["db_path"]}
         self._info = marshal.dumps({**info, **here, "token": os.urandom(8)})  # goes with each job
         asked = self._submit(None, "find", tasks)
@@ -9949,13 +9949,13 @@ def _known_since(dag: Dag) -> float:
     file, name = _script()
     # No other process can import the DAG's module: that of a notebook, prompt or pipe.
     is_typed = not (name or os.path.isfile(file)) and (dag._module == "__main__" or bool(file))
-    # Nor one that a main program makes: a profiler, say, or the module `code` (`__console__`).
+    # Or a main program made it: a profiler, say, or the module `code` (`__console__`).
     is_of_file = dag._is_of_main and (dag.fileloc or "") == file
     is_made = dag._module in ("__main__", "__console__") and not is_of_file
     if is_typed or is_made:
         return _monotonic()
-    # Nor a package's `__main__`, but that stays as it was when it built the DAG. One without a
-    # task's function may be a test runner's, which calls what builds the DAG in another module.
+    # Or it is a package's `__main__`, but that stays as it was when it built the DAG. If it has no
+    # task's function, it may be a test runner's, which calls what builds the DAG elsewhere.
     own = (_full_name(_function_of(task)).startswith("__main__:") for task in dag.tasks)
     return dag._born if name.endswith("__main__") and any(own) else 0.0
 
@@ -9990,7 +9990,7 @@ def _news_of(found: _Resumption) -> list[str]:
     anew = dict.fromkeys(row.task_id for row in removed if row.task_id in found.unexpanded)
     new = [k for k, row in found.instances.items() if not row.row_id and k[0] not in anew]
     new = [key for key in new if key not in found.may_not_run]
-    # Not what never ran of a task that is still in the code.
+    # Instances that never ran are left out, unless their task is gone, too.
     left = [row for row in removed if row.try_number or row.task_id not in totals]
     left = [row for row in left if row.task_id not in anew]
     gone = [f"{_label_of(x.task_id, x.map_index)} {_element_text(x.preview)}".strip() for x in left]
@@ -10062,7 +10062,7 @@ class _Run(_Start):
         except BaseException as error:
             if not self._caught:
                 raise
-            # The signal explains these: it may cut off a worker's start, or, again, the run's end.
+            # The signal's doing: it may cut off a worker's start or, if repeated, the run's end.
             is_end = isinstance(error, (AirflowException, KeyboardInterrupt))
             if isinstance(error, DatabaseError) or not is_end:
                 trouble = error
@@ -10465,7 +10465,7 @@ class _Run(_Start):
             start, took = attempt.began, _monotonic() - attempt.first_taken
         attempt.started, attempt.ended = _iso_of(start), _iso_of(start + took)
         if outcome.terminated and self.reason is not None:
-            # `unasked`: the signal may have been for the worker's job before, or for all.
+            # `unasked`: a signal from outside, for all, say, or for the worker's job before.
             self.plan.interrupt(instance, again=outcome.unasked)
             attempt.state, attempt.error = "interrupted", self.reason
         else:
@@ -11397,7 +11397,7 @@ class _Line(_Record):
 _NO_STATE = "no state"  # of an instance that is still to run, or was when its run ended
 _HEADS = ("TASK", "STATE", "TRY", "START", "DURATION", "ERROR")
 _TABLE_FOLD = 10  # a task with so many mapped instances, or more, is one line of a table
-_MOST_SHOWN = 20  # the most failed instances of it with own lines; on a page: failures, log lines
+_MOST_SHOWN = 20  # failed instances of it with lines of their own; failures, log lines of a page
 
 
 class _Style(_Record):
