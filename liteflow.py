@@ -7781,7 +7781,7 @@ class _SlotLog:
         printed before, `head` bytes are stored as the beginning, and `dropped` bytes came after."""
         self.start = self._at = start  # the slice up to `_at` is stored, or passed over
         self._dropped = dropped  # bytes of the output that came between its head and `_at`
-        self._kept = b""  # the last of those
+        self._kept = b""  # the last of those bytes
         self._head = head  # bytes that are stored as the beginning of the attempt's output
         self._tail_size = -1  # the file's size when the slice's end was last stored
         self._next_tail = 0.0  # when that may be done again, if the attempt still runs
@@ -9789,8 +9789,8 @@ class _Start:
         """Decide what the resume keeps and what runs again, and make the plan of that.
 
         What is new or did not run makes tasks below it run again only if it runs itself. So plans
-        are tried: what a plan starts of `may_not_run` is `running` for the next, until one starts
-        no more."""
+        are tried one after another: what one starts of `may_not_run` counts as `running` in the
+        next, until one starts no more of it."""
         rows = self._store.look(_select_past, row.id)
         known = {(past.task_id, past.map_index) for past in rows if past.state != "removed"}
         _refuse_index(self.run_id, self._again, known)
@@ -9800,7 +9800,7 @@ class _Start:
         while True:
             found = _Resumption(self.dag, self._order, rows, keys, running)
             again = found.again - found.along
-            # The lengths of results that stay; of `along`, too, as what is mapped over them stays.
+            # The lengths of results that stay, and of `along`: what is mapped over those stays.
             at = {k: (x.task_id, x.map_index) for k, x in found.instances.items() if k not in again}
             kept = {key: lengths[old] for key, old in at.items() if old in lengths}
             recorded = found.recorded()
@@ -10170,8 +10170,7 @@ class _Run(_Start):
     # Its turns.
 
     def _drive(self) -> None:
-        """The run loop. Each turn lets the plan decide, chooses what to start, records all of that
-        in one transaction, then hears workers. No job is sent before its start is committed."""
+        """The run loop: let the plan decide, choose what to start, record that, hear workers."""
         limit = self.dag.dagrun_timeout
         self._timeout_at = _monotonic() + (math.inf if limit is None else limit.total_seconds())
         while True:
@@ -10429,8 +10428,8 @@ class _Run(_Start):
         return element if data is None else ("value", data, element[1])
 
     def _inputs(self, instance: _Instance, takes: frozenset[Any]) -> dict[Any, Any]:
-        """The values that travel with a job: the small ones that its arguments take. To workers
-        without a database: all of its direct upstreams' (None: of what the task is mapped over)."""
+        """The values that travel with a job: the small ones that its arguments take. Workers
+        without a database get all of its direct upstreams, and None for what it is mapped over."""
         found: dict[tuple[str, str], Any] = {}
         look, row, node = self._store.look, self._store.run_row, instance.node
         for up in node.upstream if self.runner.remote else ():
@@ -10656,9 +10655,9 @@ class _InLine:
         """As `Future.cancel`. `close`: close the run as failed; else it stays for `recover`."""
         with _HeldSignals() as held:
             if self._fate.acquire(blocking=False):
-                # The first call decides on `close`: asyncio, told of it, cancels the future again.
+                # The first call decides on `close`: asyncio, once it hears of it, calls again.
                 self._is_cancelled, self._to_close = True, close
-                # As `held` ends, in reverse, whatever a callback raises: futures.wait() needs both.
+                # Both are called as `held` ends, last first, even if one raises: wait() needs both.
                 held.callback(self.future.set_running_or_notify_cancel)
                 held.callback(self._give_up)
             if close and self._to_close:
@@ -12171,7 +12170,7 @@ def _layered(boxes: Sequence[_Box]) -> tuple[list[list[_Knot]], dict[_Link, None
 
 def _untangled(layers: Sequence[list[_Knot]], links: Iterable[_Link]) -> dict[_Knot, float]:
     """Order each layer so that few edges cross, and return each knot's y. Two sweeps down and two
-    up move it near the mean of its links' ends in the layer before, apart from those beside it."""
+    up move a knot near the mean of those that it is linked to in the layer before."""
     above, below = (collections.defaultdict[_Knot, list[_Knot]](list) for _ in range(2))
     for a, b in links:
         above[b].append(a)
