@@ -4327,8 +4327,7 @@ def _inserting(table: str, verb: str = "INSERT OR REPLACE") -> str:
 
 @functools.cache
 def _upserting(table: str, known: int) -> str:
-    """The same, but an existing row keeps its first `known` columns, and its element_preview if the
-    new one is NULL."""
+    """The same; but an existing row keeps its first `known` columns, and its preview over NULL."""
     key, *others = _COLUMNS[table]
     kept = {"element_preview": "coalesce(excluded.element_preview, element_preview)"}
     new = [f"{name} = {kept.get(name, f'excluded.{name}')}" for name in others[known - 1 :]]
@@ -5343,8 +5342,7 @@ def _select_item(
 
 
 def _select_item_previews(db: sqlite3.Connection, run_row: int, task_id: str) -> dict[int, str]:
-    """Previews of what others expand over, by index: of a result's elements, or of the results of a
-    mapped task's instances."""
+    """Previews of what others expand over, by index: a result's elements, or instances' results."""
     items = _select(_ITEMS, "item preview", "", db, run_row, task_id=task_id)
     xcoms = [] if items else _select_xcoms(db, run_row, task_id=task_id, key="return_value")
     return {x.item: x.preview for x in items} or {x.map_index: x.preview for x in xcoms}
@@ -8029,7 +8027,8 @@ class _Slot:
             return math.inf  # another process has its id by now
         strays = _strays(self.pid, -1 if self.log is None else self.log.file) if session else []
         now = _monotonic()  # before: the worker may hear and end before this process goes on
-        try:  # the task first: if its command ends before it hears, it may go on, or succeed
+        # The task first: if its command ended before it hears, it might go on, or succeed.
+        try:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):
             if not ended:
@@ -8575,7 +8574,7 @@ class _SlotRunner(_Runner):
         self.thread = threading.current_thread()
         self.dag, self._pool, self._own_pool = dag, pool, own_pool
         self.since = since  # workers that are older don't know the DAG
-        if not own_pool:  # it may start an executor when it is too late to register for the end
+        if not own_pool:  # now, as it may be too late once the pool starts an executor
             _set_up_slots(by_executor=True)
         self._context = pool._prepare_start(self)
         self._slots: list[_Slot] = []
@@ -10715,7 +10714,7 @@ class _InLine:
             if not begun and self.owner is not None:
                 with contextlib.suppress(AirflowException):
                     self.end(_brief(error))
-            elif not begun:  # its code has changed, say; and perhaps nobody looks at the future
+            elif not begun:  # its code has changed, say; logged, as nobody may ask the future
                 of = self.future.run_id, self.dag.dag_id, _brief(error)
                 _log().error("run %s of DAG %r stays for another recover(): %s", *of)
             with contextlib.suppress(_Taken):
@@ -11593,8 +11592,7 @@ def _run_boxes(instances: list[TaskInstance]) -> list[_Box]:
 
 
 def _draw_gantt(run: DagRun, attempts: Iterable[TaskInstance]) -> str:
-    """A Mermaid gantt of when each attempt ran, and of the waits for a retry. Raises _UsageError
-    if nothing has started."""
+    """A Mermaid gantt of attempts and waits for a retry. Raises _UsageError if nothing began."""
     bars = []
     for line, began in _bars(attempts, _GANTT_FOLD):
         start = round(1000 * began)  # milliseconds, as `dateFormat x` wants them; so are the others
@@ -11633,8 +11631,7 @@ def _bars(attempts: Iterable[TaskInstance], fold: int) -> list[tuple[_Line, floa
 
 
 def _live_url(diagram: str) -> str:
-    """A link to the diagram, which it holds, deflated, behind its `#`: browsers never send
-    that part to a server."""
+    """A link that holds the diagram, deflated, behind its `#`: no browser sends that part."""
     state = {"code": diagram, "mermaid": '{"theme": "default"}', "autoSync": True}
     packed = zlib.compress(json.dumps(state).encode(), 9)
     return f"https://mermaid.live/view#pako:{base64.urlsafe_b64encode(packed).decode().rstrip('=')}"
