@@ -6457,7 +6457,7 @@ def _traceback(error: BaseException) -> str:
     reason = f"{where}{kind.__qualname__}: {said}".removesuffix(": ")
     if isinstance(error, SystemExit):
         text += f"called sys.exit({_shown(error.code)})\n"
-    elif isinstance(error, SyntaxError) and reason.startswith(last):  # and names the line
+    elif isinstance(error, SyntaxError) and reason.startswith(last):  # it also has the line
         text = text.removesuffix(f"{last}\n") + f"{reason}\n"
     elif not re.fullmatch(re.escape(reason) + _SUGGESTED, last):  # more lines, notes, a group
         text += f"{reason}\n"
@@ -8431,7 +8431,7 @@ class WorkerPool:
             raise RuntimeError("the WorkerPool is shut down")
         interactive = runner.since > 0
         if self._asked_context is None and self._initializer[0] is None:
-            # Without room for a process, the ways below say what is wrong; subinterpreters can't.
+            # If there is no room for a process, the ways below say so. Subinterpreters can't fork.
             with self._lock, contextlib.suppress(ImportError, OSError, RuntimeError):
                 if self._server is not None and self._server.serves(runner):
                     return self._server
@@ -8822,7 +8822,7 @@ class _SlotRunner(_Runner):
         if self._out:
             self._look_for_stalled(now)
         else:
-            self._stuck.clear()  # no job is out: the next one that is taken is another
+            self._stuck.clear()  # no job is out that they could hold up
         self._pool._check_open(self)
         self._flush()
         ended, self._events = self._events, []
@@ -8925,7 +8925,7 @@ class _SlotRunner(_Runner):
         outcome, attempt = _Outcome(*fields), slot.attempt
         if values:
             outcome = _with_values(outcome, values)
-        assert attempt is not None  # it said that it took it
+        assert attempt is not None  # it reported that it took it
         self._streak = self._streak + 1 if outcome.took < _QUICK else -_AHEAD
         if slot.reason is not None:
             # A task that was told to end may catch that and return: it has failed all the same.
@@ -9110,7 +9110,7 @@ class _SlotRunner(_Runner):
         for slot in () if least is None else self._slots:
             if slot.attempt is None or (size := slot.log.size()) < least:
                 continue
-            # A worker that has sent no message yet was still at that job as its log had this size.
+            # A worker that has sent no message yet was still at that job with its log so long.
             if not _is_readable(slot.wire.fileno(), 0):
                 self._last_output += slot.log.take(slot.attempt, size, runs=True)
         fresh, self._last_output = self._last_output, []
@@ -9621,7 +9621,7 @@ class _Start:
         by_name = self.runner.begin(info, tasks, self._first_jobs(), self._check)
         names = "on_success_callback on_failure_callback start_date timezone "
         names += "description doc_md tags params"
-        if not all(isinstance(dag.task_dict[t], _FunctionOperator) for t in by_name):  # templates
+        if not all(isinstance(dag.task_dict[t], _FunctionOperator) for t in by_name):  # for Jinja
             names += " user_defined_macros user_defined_filters render_template_as_native_obj"
         own = {name: getattr(dag, name) for name in names.split()}
         of_dag = _dump_for_worker(f"DAG {dag.dag_id!r}", own, own) if by_name else b""
@@ -9876,7 +9876,7 @@ def _refuse_reentry() -> None:
     is_importing = getattr(child, "_inheriting", False)  # its parent's `__main__`
     is_ours = is_importing and child.name.startswith(_WORKER_MARK)
     if is_ours or (_worker is not None and _worker.importing):
-        os._exit(_UNGUARDED)  # by this code the scheduler knows the reason, and tells it once
+        os._exit(_UNGUARDED)  # by this code the scheduler knows the reason, and reports it once
     if is_importing:
         why = 'a child imports the script: call run() below `if __name__ == "__main__":`'
         raise RuntimeError(why)
@@ -10463,7 +10463,7 @@ class _Run(_Start):
             start, took = attempt.began, _monotonic() - attempt.first_taken
         attempt.started, attempt.ended = _iso_of(start), _iso_of(start + took)
         if outcome.terminated and self.reason is not None:
-            # `unasked`: a signal from outside, for all, say, or for the worker's job before.
+            # `unasked`: a signal from outside, which was for all, or for the worker's job before.
             self.plan.interrupt(instance, again=outcome.unasked)
             attempt.state, attempt.error = "interrupted", self.reason
         else:
@@ -10751,7 +10751,7 @@ class _RunLine:
         self._closed = False  # it takes no more runs
         self.giving_up = self.stopping = self.forced = False  # see `close`; `forced`: at once
         self._writing: Any = threading.RLock()  # it knows whether this thread has it: see `write`
-        # By path: the store, and what closes it and lets its owner go; the runs that may use it.
+        # By path: the store, and what closes it and lets its owner go; then, runs that may use it.
         self._files: dict[str, tuple[_Store, contextlib.ExitStack]] = {}
         self._entries: weakref.WeakSet[_InLine] = weakref.WeakSet()
 
@@ -10848,7 +10848,7 @@ class _RunLine:
             except BaseException as error:  # sys.exit() in a callback of the future, say
                 _log().error("%s", _brief(error), exc_info=error)
             with self._changed:
-                self._active -= collections.Counter([entry.key])  # it also drops keys at 0
+                self._active -= collections.Counter([entry.key])  # which drops keys at 0
 
     def _next(self) -> _InLine | None:
         """The next run that may begin; None if this thread is not needed."""
