@@ -9348,7 +9348,7 @@ class QueueTest(QueueCase):
     @staticmethod
     def is_spinning(pid: int) -> bool:
         def used():
-            with contextlib.suppress(FileNotFoundError):  # it has ended
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
                 return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
 
         before = used()
