@@ -51,7 +51,7 @@ States of a task instance (None: not decided yet), and what may follow:
     running -> success | failed | skipped | up_for_retry | up_for_reschedule | None (interrupted)
     up_for_retry, up_for_reschedule -> queued | skipped | None (interrupted)
     any ended state -> None (cleared, or decided anew by a resume) | removed (gone from the code)
-    (An instance that starts alone is running before it is sent; a withdrawal undoes that.)
+    (One that may have killed its scheduler is running before it is sent; a withdrawal undoes that.)
 
 The sections stand under headings `# --- Name: part ---`, and each depends on those above it alone,
 apart from one-line calls downwards: errors and states, signals, building, plan, store, values,
@@ -252,7 +252,7 @@ class AirflowFailException(AirflowException):
 
 
 class AirflowRescheduleException(AirflowException):
-    """Raised in a task: the task gives its worker back until this time; then the try goes on."""
+    """Raised in a task: it gives its worker back until this time; then the attempt goes on."""
 
     def __init__(self, reschedule_date: _datetime.datetime) -> None:
         super().__init__(reschedule_date)
@@ -489,7 +489,7 @@ def _few(names: Iterable[str], most: int = 3) -> str:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean ...?` if a known name is close, else the first of the known names."""
+    """`; did you mean ...?` if a known name is close, else the first of the known names."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=3)
     if close := close or [x for x in names if name and name in x][:3]:  # a part of it: `timeout`
@@ -619,7 +619,7 @@ _CONTEXT_KEYS = frozenset(_NOT_HERE).union(
 
 
 def _refuse_unknown(what: str, given: Iterable[str], known: Collection[str], *more: str) -> None:
-    """Raises TypeError for an unknown argument. `more`: further names for "did you mean"."""
+    """Raise TypeError for an unknown argument. `more`: further names for "did you mean"."""
     if unknown := set(given).difference(known):
         name = min(unknown)
         raise TypeError(f"{what} got an unknown argument {name!r}{_near(name, [*more, *known])}")
@@ -636,9 +636,9 @@ def _checked_id(kind: str, value: Any, more: str = ".", limit: int = 250) -> str
 
 @functools.cache
 def _of_type(*types: type, least: int | None = None) -> Callable[[str, Any], Any]:
-    """Return a check that a value is of one of the types (a bool is no int; messages do not name
-    _Placeholder, which template fields allow) and, with `least`, finite and no less. It turns text
-    of a subclass of str (an enum's, say) into plain text, as marshal takes no other to workers."""
+    """A check that a value is of one of the types and, with `least`, finite and no less. A bool is
+    no int; messages leave _Placeholder out, which template fields take. Text of a subclass of str
+    (an enum's, say) becomes plain text, as marshal takes no other to workers."""
 
     def check(what: str, value: Any) -> Any:
         fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
@@ -675,7 +675,7 @@ def _backoff(what: str, value: Any) -> float:
 
 
 def _one_of(choices: Iterable[Any], why: str = "") -> Callable[[str, Any], Any]:
-    """Return a check that returns the choice equal to the value. `why` ends its error message."""
+    """A check that returns the choice equal to the value. `why` ends its error message."""
 
     def check(what: str, value: Any) -> Any:
         for choice in () if isinstance(value, _Placeholder) else choices:
@@ -938,7 +938,8 @@ class TaskGroup(_Dependency):
         return [t for t in self.children if not inside & t._upstream.keys()]
 
     def _ends(self) -> list[BaseOperator]:
-        """The last work: nothing follows it or, unless it is a setup, only teardowns, one last."""
+        """The last work: nothing follows it in the group or, unless it is a setup, nothing but
+        teardowns, one of which is last itself."""
         inside = {t.task_id: t for t in self.children}
 
         def is_last(task: BaseOperator) -> bool:
@@ -1282,7 +1283,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         raise NotImplementedError(f"{type(self).__name__} defines no execute(self, context)")
 
     def render_template(self, content: Any, context: Context, jinja_env: Any = None) -> Any:
-        """Return the content with the templates in its texts rendered by the DAG's Jinja."""
+        """The content with the templates in its texts rendered by the DAG's Jinja."""
         return _rendered(content, {**context, "dag": self._dag_or_error()})
 
     @property
@@ -1333,7 +1334,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
         return (), _with_placeholders(self._fixed())
 
     def _fixed(self) -> dict[str, Any]:
-        """The arguments that all instances and tries share: the template fields; for a mapped
+        """The arguments that all instances and attempts share: the template fields; for a mapped
         operator, which has no fields yet, what `partial` was given."""
         if self._in_partial is not None:
             return self._in_partial
@@ -1390,7 +1391,7 @@ class BaseOperator(_OneTask, metaclass=_OperatorType):
 
 
 def _copy_with(original: T, /, **values: Any) -> T:
-    """Return a copy with these attributes, whose values are not checked."""
+    """A copy with these attributes, whose values are not checked."""
     made = copy.copy(original)
     for name, value in values.items():
         object.__setattr__(made, name, value)
@@ -1448,7 +1449,7 @@ class _Parameters:
         return {name: x for name, x in values.items() if self.others or name in self.names}
 
     def filled(self, args: Sequence[Any], kwargs: dict[str, Any], context: Context) -> Any:
-        """Return `kwargs` and what the parameters that `args` leaves free name in the context."""
+        """`kwargs`, and what the parameters that `args` leaves free name in the context."""
         taken = self.by_position(args)
         return {k: x for k, x in self.fitting(context).items() if k not in taken} | kwargs
 
@@ -1480,7 +1481,7 @@ def _keywords_of(kind: type[BaseOperator]) -> dict[str, Any]:
 
 
 def _refuse_mapped_settings(what: str, names: Iterable[str]) -> None:
-    """Raises ValueError for a setting's name: settings are needed before there are instances."""
+    """Raise ValueError for a setting's name: settings are needed before there are instances."""
     for name in sorted({"task_id", *_PLACE, *BaseOperator._known_settings}.intersection(names)):
         raise ValueError(f"{what}: {name!r} is a setting of the task as a whole: use partial()")
 
@@ -1675,17 +1676,17 @@ class _Placeholder:
         return _of_job, self._look_up(*task_and_results)
 
     def __str__(self) -> str:
-        """Raises TypeError: an f-string would hold the placeholder's text, not the value's."""
+        """Raise TypeError: an f-string would hold the placeholder's text, not the value's."""
         how = "pass it to a task as it is; in an operator's template, {{ ti.xcom_pull('TASK_ID') }}"
         raise TypeError(f"{self!r} is no text, but a placeholder: {how}")
 
     def __bool__(self) -> NoReturn:
-        """Raises TypeError: an `if` would take it for true, whatever the value will be."""
+        """Raise TypeError: an `if` would take it for true, whatever the value will be."""
         what = f"{self!r} is neither true nor false while the DAG is built"
         raise TypeError(f"{what}: use @task.branch, or ask whether it `is None`")
 
     def __eq__(self, other: object) -> bool:
-        """Raises TypeError beside plain data: it would be False, whatever the value will be."""
+        """Raise TypeError beside plain data: it would be False, whatever the value will be."""
         return bool(self) if isinstance(other, (str, int, float, *_CONTAINERS)) else NotImplemented
 
     __hash__ = object.__hash__
@@ -1743,7 +1744,7 @@ class _Mappable(_Placeholder, _Dependency):
         return sum(counts)
 
     def _element(self, i: int, known: _Known, functions: list[Any]) -> tuple[Any, ...]:
-        """Return plain data that `_Execution.element` evaluates to the element, in a worker."""
+        """Plain data that `_Execution.element` evaluates to the element, in a worker."""
         if self._how == "zip":
             sources = [(source, i < source._count(known)) for source in self._sources]
             return "tuple", [
@@ -1862,8 +1863,8 @@ class _ExpandInput:
         return math.prod(x._count(known) if isinstance(x, _Mappable) else len(x) for x in sources)
 
     def elements(self, i: int, known: _Known) -> list[tuple[str | None, Any]]:
-        """Return (argument, element) pairs for the instance of index `i`: an element as `_element`
-        gives it, or ("constant", its index in the list). The last argument varies fastest."""
+        """(argument, element) pairs for the instance of index `i`: an element as `_element` gives
+        it, or ("constant", its index in the list). The last argument varies fastest."""
         pairs: list[tuple[str | None, Any]] = []
         for name, source in reversed(self.sources.items()):
             constant = not isinstance(source, _Mappable)
@@ -2540,7 +2541,7 @@ def _schedule(what: str, value: Any) -> Any:
 _current_dag = contextvars.ContextVar["Dag | None"]("liteflow_dag", default=None)
 # Every Dag by (module, dag_id, n): the n-th of that id built in that module. A worker that
 # imports the module finds its own Dag under the same key, or none. Each import counts from 0, as
-# Dask's upload_file imports a file twice. The id of a spec, which is kept, stands for an import.
+# Dask's upload_file imports a file twice; the ids of specs, which are kept, tell them apart.
 _built: weakref.WeakValueDictionary[tuple[str, str, int], Dag] = weakref.WeakValueDictionary()
 _built_counts: dict[tuple[str, str, int], tuple[Iterator[int], Any]] = {}
 _kept_dags: list[Dag] = []  # those of a loaded script, kept alive for workers; commands look here
@@ -2708,7 +2709,7 @@ class Dag:
             self._scopes[-1]._made_inside.append(task)
 
     def _claim(self, node_id: str) -> None:
-        """Raises DuplicateTaskIdFound if the id is taken; else note its suffix, for `_free_id`."""
+        """Raise DuplicateTaskIdFound if the id is taken; else note its suffix, for `_free_id`."""
         if node_id in self:
             raise DuplicateTaskIdFound(f"id {node_id!r} is taken already in DAG {self.dag_id!r}")
         core, _, number = node_id.rpartition("__")
@@ -2716,7 +2717,7 @@ class Dag:
             self._suffixes[core] = max(self._suffixes[core], int(number))
 
     def _free_id(self, node_id: str, taken: Any) -> str:
-        """Return the id; if it is `taken`, with a suffix: the highest in use plus 1 (Airflow)."""
+        """The id; if it is `taken`, with a suffix: the highest in use plus 1 (Airflow)."""
         if node_id not in taken:
             return node_id
         core = re.sub(r"__\d+$", "", node_id)
@@ -2737,7 +2738,7 @@ class Dag:
         return order
 
     def check_cycle(self) -> None:
-        """Raises AirflowDagCycleException, which shows the circle, if tasks wait for each other."""
+        """Raise AirflowDagCycleException, which shows the circle, if tasks wait for each other."""
         self.topological_sort()
 
     def topological_sort(self) -> list[BaseOperator]:
@@ -3203,7 +3204,7 @@ _KEYWORDS: dict[str, tuple[Any, ...]] = {
 
 
 def _check_schema(schema: Mapping[str, Any]) -> None:
-    """Raises ValueError for an unknown keyword, or for a wrong rule of a known one."""
+    """Raise ValueError for an unknown keyword, or for a wrong rule of a known one."""
     for keyword, rule in schema.items():
         kind, fits, *checks = _entry_of(_KEYWORDS, keyword)
         try:
@@ -3234,8 +3235,8 @@ def _plain_copy(value: Any) -> Any:
 
 
 def _resolved(what: str, params: Mapping[str, Any], conf: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the checked values of a DAG's or a task's params: those in `conf`, or else the
-    defaults. Raises ParamValidationError, whose text begins with `what`."""
+    """The checked values of a DAG's or a task's params: those in `conf`, or else the defaults.
+    Raises ParamValidationError, whose text begins with `what`."""
     values = {}
     for name, param in params.items():
         try:
@@ -3371,7 +3372,7 @@ class _Node:
         self.mates: Sequence[_Node] = ()  # all nodes of its mapping, itself too, in order
         self.mapping = task._mapping
         self.group = self.mapping if self.mapping is not None and self.mapping.of_group else None
-        # Whether the worker waits for the run's word after an attempt: callbacks come after the
+        # Whether the worker waits for a `call` after an attempt: callbacks come after the
         # commit, and a signal that is meant to end the attempt must not hit the worker's next job.
         given = _callbacks_and_timeout(task)
         self.holds = task._dag_or_error().fail_fast or given.count(None) < len(given)
@@ -3408,7 +3409,7 @@ class _Node:
         return decision
 
     def tally(self, instance: _Instance, counts: list[int], nodes: Iterable[_Node]) -> list[int]:
-        """Return the counts plus, of each of the nodes in step, the instance of the same index."""
+        """The counts plus, of each of the nodes in step, the instance of the same index."""
         if self.group is None:
             return counts
         counts = counts.copy()
@@ -3465,7 +3466,7 @@ def _by_rule(
 
 
 def _make_nodes(dag: Dag, order: Sequence[BaseOperator]) -> dict[str, _Node]:
-    """Return the tasks, by id, as nodes with their neighbours, weights, setups and gates."""
+    """The tasks, by id, as nodes with their neighbours, weights, setups and gates."""
     nodes = {t: _Node(task, i) for i, (t, task) in enumerate(dag.task_dict.items())}
     for node in nodes.values():
         if above := node.task._upstream:
@@ -3581,7 +3582,7 @@ def _shelter(setup: _Node, node: _Node) -> None:
 def _all_from(
     first: Iterable[T], step: Callable[[Any], Iterable[T]] = operator.attrgetter("downstream")
 ) -> dict[T, None]:
-    """Return all items that are reached from the first ones (which count, too) by `step`."""
+    """All items that are reached from the first ones (which count, too) by `step`."""
     reached: dict[T, None] = {}
     following = list(first)
     while following:
@@ -3800,8 +3801,8 @@ class _Plan:
             self._decide(instance, _S.SKIPPED)
 
     def interrupt(self, instance: _Instance, again: bool = False) -> None:
-        """The attempt was cut off through no fault of its own, so it uses up no try. It is left to
-        a resume; but with `again`, a stopped run sends a teardown once more (not twice, as the
+        """The attempt was ended through no fault of its own, so it uses up no try. It is left to a
+        resume; but with `again`, a stopped run sends a teardown once more (not twice, as the
         teardown may be what ends its worker)."""
         self._occupy(instance, -1)
         instance.max_tries += 1
@@ -3930,9 +3931,9 @@ class _Plan:
     def left_out(
         self, instance: _Instance, note: Mapping[str, Any], strict: bool = True
     ) -> Sequence[_Node]:
-        """Return what a branch or short circuit leaves out, by its note ("chosen" names, "go_on"):
-        all that it guards, but for what is chosen and what is below that. Raises AirflowException
-        for a chosen name that the DAG does not have, unless `strict` is False."""
+        """What a branch or short circuit leaves out, by its note ("chosen" names, "go_on"): all
+        that it guards, but for what is chosen and what is below that. Raises AirflowException for a
+        chosen name that the DAG does not have, unless `strict` is False."""
         guarded, dag = instance.node.guarded, self.dag
         if "chosen" not in note:
             return guarded if note.get("go_on") is False else ()
@@ -4034,7 +4035,7 @@ def _takes_text(task: BaseOperator) -> str | None:
 class _Resumption:
     """What a resume keeps, runs again, adds and removes: Airflow's rule for clearing.
 
-    An instance is decided anew if it failed, was cut off, was cleared, is new, or did not run
+    An instance is decided anew if it failed, was interrupted or cleared, is new, or did not run
     because of others; and so is all that is downstream of one that runs again. All else stays. One
     that is new or did not run may end without running: it pulls only if it is pulled, or known to
     run. One that comes, goes or gets another index pulls the tasks that take its task's results.
@@ -4190,15 +4191,15 @@ class _Resumption:
             yield from [(task_id, i) for i in ([index] if own else self._indexes[task_id])]
 
     def recorded(self) -> dict[_InstanceKey, _Past]:
-        """Return, by instance, what the plan starts from."""
+        """What the plan starts from, by instance."""
         recorded = {}
         for key, row in self.instances.items():
             retries = self._dag.task_dict[row.task_id].retries
-            cut_off = row.state is None and not row.cleared
-            if cut_off and row.lost >= retries + 3:  # it may be what kills its schedulers
+            interrupted = row.state is None and not row.cleared
+            if interrupted and row.lost >= retries + 3:  # it may be what kills its schedulers
                 row = row._replace(state="failed")
-            elif key in self.again and not (cut_off and row.try_number):
-                # All tries are new, as when Airflow clears it; what was cut off has those left.
+            elif key in self.again and not (interrupted and row.try_number):
+                # All tries are new, as when Airflow clears it; what was interrupted has those left.
                 row = row._replace(state=None, max_tries=row.try_number + retries, flow=None)
             recorded[key] = row
         for row, index in self.removed:  # a later expansion may have an instance of this index
