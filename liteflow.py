@@ -3251,12 +3251,11 @@ def _resolved(what: str, params: Mapping[str, Any], conf: Mapping[str, Any]) -> 
 
 # The plan's words. Node: a task with its instances. Decided: an instance that its trigger rule has
 # let run, or that has ended. Gate of a node: a branch or short circuit that may skip it (leave it
-# out); of a teardown, also any node in its scopes. Scope of a setup: all between it and its
-# teardowns, or all below it if it has none. In step: nodes of one mapped group, where an instance
-# concerns only those of its own index. Passing: an instance without work (EmptyOperator), which
-# needs no worker. Doomed: one that was sent, and that the run is to end. Crowded: a node whose
-# max_active_tis_per_dag all runs together use up. In a resume, what runs again pulls what is
-# downstream, so that this runs again, too; what is taken along, or may not run, pulls nothing.
+# out). Scope of a setup: all between it and its teardowns, or all below it if it has none. In step:
+# nodes of one mapped group, where an instance concerns only those of its own index. Passing: an
+# instance (of EmptyOperator) that needs no worker. Doomed: one that was sent, and that the run is
+# to end. Crowded: a node whose max_active_tis_per_dag all runs together use up. In a resume, what
+# runs again pulls all downstream: it does so, too. What goes along, or may not run, pulls nothing.
 
 
 class _Past(_NamedTuple):
@@ -3322,6 +3321,11 @@ class _Instance:
         in_step = expanded and self.node.is_in_step_with(node)
         return (node.instances[self.map_index],) if in_step else node.instances
 
+    def is_before_end(self, nodes: Sequence[_Node]) -> bool:
+        """Whether an instance of the nodes that concerns this one has not ended."""
+        still_open = (node for node in reversed(nodes) if node.open)
+        return any(x.counts_as == _PENDING for node in still_open for x in self.beside(node))
+
     def move(self, state: TaskInstanceState | None) -> None:
         """Change the state. The table of transitions must allow it."""
         assert state in _NEXT[self.state], f"{self.label}: {self.state} -> {state}"
@@ -3349,8 +3353,8 @@ def _limit_of(task: BaseOperator) -> int:
 class _Node:
     """A task in the plan: its neighbours, its instances, and how those that it waits for ended."""
 
-    __slots__ = """closers counts downstream expanded feeds gates group guarded holds instances
-        limit mapping mates needs open order sent setups sheltered sources task upstream
+    __slots__ = """awaited closers counts downstream expanded feeds gates group guarded holds
+        instances limit mapping mates needs open order sent setups sheltered sources task upstream
         weight""".split()
 
     def __init__(self, task: BaseOperator, order: int) -> None:
@@ -3362,11 +3366,10 @@ class _Node:
         # those directly upstream, which the trigger rule heeds.
         self.setups: _Nodes = ()
         self.sheltered: _Nodes = ()  # if this is a setup: all nodes in its scope, and its teardowns
-        # Branches and short circuits that may skip this node. For a teardown also all nodes of its
-        # scopes that are not directly upstream: they may run on when those between have failed.
-        self.gates: _Nodes = ()
+        self.gates: _Nodes = ()  # branches and short circuits that may skip this node
         self.guarded: _Nodes = ()  # the nodes that this branch or short circuit may skip
-        self.closers: _Nodes = ()  # teardowns that have this node as a gate, in their scopes
+        self.awaited: _Nodes = ()  # a teardown's: the nodes of its scopes not directly upstream
+        self.closers: _Nodes = ()  # the teardowns that have this node among their `awaited`
         self.feeds: tuple[_Node, ...] = ()  # the nodes that are mapped over its result
         self.sources: tuple[_Node, ...] = ()  # the nodes whose results it is mapped over
         self.mates: Sequence[_Node] = ()  # all nodes of its mapping, itself too, in order
@@ -3401,10 +3404,11 @@ class _Node:
             waits = decision is None and (is_teardown or allowed is _S.SKIPPED)
             if decision is not _S.UPSTREAM_FAILED and allowed is not _S.RUNNING and not waits:
                 decision = allowed
-        # An open gate delays upstream_failed, because what a branch leaves out is skipped whatever
-        # else failed; and it delays a teardown, which waits for all work in its scope.
-        heeds = decision is _S.UPSTREAM_FAILED or (decision is not None and self.task.is_teardown)
-        if heeds and self.is_gated(instance):
+        # What a branch leaves out is skipped whatever else failed: upstream_failed waits for it.
+        if decision is _S.UPSTREAM_FAILED and instance.is_before_end(self.gates):
+            return None
+        # Work in a teardown's scope may run on when what is between has failed.
+        if self.awaited and decision is not None and instance.is_before_end(self.awaited):
             return None
         return decision
 
@@ -3417,11 +3421,6 @@ class _Node:
             if self.is_in_step_with(node):
                 counts[instance.beside(node)[0].counts_as] += 1
         return counts
-
-    def is_gated(self, instance: _Instance) -> bool:
-        """Whether a gate is still open: a branch, say, that may yet skip the instance."""
-        gates = (gate for gate in reversed(self.gates) if gate.open)
-        return any(x.counts_as == _PENDING for gate in gates for x in instance.beside(gate))
 
 
 def _by_rule(
@@ -3538,7 +3537,7 @@ def _find_gates(order: Sequence[_Node]) -> None:
 
 
 def _find_setups(order: Sequence[_Node]) -> None:
-    """Fill in `setups`, `sheltered`, `closers`, and the gates that a teardown has in its scopes."""
+    """Fill in `setups`, `sheltered`, `closers` and `awaited`."""
     # Each bit is one scope: a setup and one of its teardowns, or None if it has no teardown.
     scopes = list[tuple[_Node, _Node | None]]()
     begun, ended = collections.Counter[_Node](), collections.Counter[_Node | None]()
@@ -3561,10 +3560,10 @@ def _find_setups(order: Sequence[_Node]) -> None:
             # If another scope has added this node to a list already, it is the last there.
             if not node.task.is_teardown and setup.sheltered[-1:] != [node]:
                 _shelter(setup, node)
-            if end is not None and end not in node.downstream and end.gates[-1:] != [node]:
-                node.closers, end.gates = node.closers or [], end.gates or []
+            if end is not None and end not in node.downstream and end.awaited[-1:] != [node]:
+                node.closers, end.awaited = node.closers or [], end.awaited or []
                 node.closers.append(end)
-                end.gates.append(node)
+                end.awaited.append(node)
 
 
 def _shelter(setup: _Node, node: _Node) -> None:
@@ -3875,7 +3874,8 @@ class _Plan:
         # A source that failed or was skipped gives no elements.
         ends = [x.instances[0].counts_as for x in node.sources if x.instances[0].map_index < 0]
         if _END_AT[_S.FAILED] in ends or _END_AT[_S.UPSTREAM_FAILED] in ends:
-            return None if node.is_gated(instance) else _S.UPSTREAM_FAILED
+            waits = instance.is_before_end(node.gates) or instance.is_before_end(node.awaited)
+            return None if waits else _S.UPSTREAM_FAILED
         is_open = any(source.open for source in node.sources)
         # A group with elements is expanded whatever its tasks' rules: these are for the instances.
         skipped = _END_AT[_S.SKIPPED] in ends
