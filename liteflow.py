@@ -3396,13 +3396,14 @@ class _Node:
             return _S.RUNNING
         rule = self.task.trigger_rule
         decision = _by_rule(rule, *self.tally(instance, self.counts, self.upstream))
-        if self.setups and rule is not TriggerRule.ALWAYS:
-            is_teardown = self.task.is_teardown  # needs one setup, but waits for all upstream
+        if self.setups and rule is not TriggerRule.ALWAYS and decision is not _S.UPSTREAM_FAILED:
+            is_teardown = self.task.is_teardown
             enough = TriggerRule.ONE_SUCCESS if is_teardown else TriggerRule.ALL_SUCCESS
             allowed = _by_rule(enough, *self.tally(instance, self.needs, self.setups))
-            # A setup's skip waits for upstream, too: a failure there would win over the skip.
-            waits = decision is None and (is_teardown or allowed is _S.SKIPPED)
-            if decision is not _S.UPSTREAM_FAILED and allowed is not _S.RUNNING and not waits:
+            # While the rule waits, only a setup's failure decides: a failure upstream would win
+            # over a setup's skip. A teardown waits for all upstream even then.
+            early = allowed is _S.UPSTREAM_FAILED and not is_teardown
+            if early or (decision is not None and allowed is not _S.RUNNING):
                 decision = allowed
         # What a branch leaves out is skipped whatever else failed: upstream_failed waits for it.
         if decision is _S.UPSTREAM_FAILED and instance.is_before_end(self.gates):
