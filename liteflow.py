@@ -4121,25 +4121,23 @@ class _Resumption:
         takes, takes_text = _taken_by(task), _takes_text(task)
         for index in self._indexes[task.task_id]:
             key = task.task_id, index
-            row = self.instances[key]
-            # An instance stays if it succeeded or skipped itself (one that was cleared has no
-            # state), or is still mapped over nothing. But it runs again if it takes other results
-            # than before, or is a branch that chose what today's code does not have.
-            kept = row.state == "success" or row.state == row.attempt_state == "skipped"
-            kept = kept or (row.state == "skipped" and is_empty)
+            row, pulled = self.instances[key], self._is_pulled(task, index, takes)
             chosen = (_parsed(row.flow, dict).get("chosen") or ()) if row.flow else ()
+            # It takes other results than before, or chose what today's code does not have.
             changed = row.takes != takes_text or any(name not in self._dag for name in chosen)
-            by_itself = changed or not kept
-            pulled = self._is_pulled(task, index, takes)
-            if not by_itself and not pulled:
+            # A skip stays if it was the task's own, or if it is still mapped over nothing.
+            skip_stays = row.state == "skipped" and (is_empty or row.attempt_state == "skipped")
+            stays = (row.state == "success" or skip_stays) and not changed  # if cleared: no state
+            if stays and not pulled:
                 continue
             self.again.add(key)
             alone = row.cleared == _CLEARED_ALONE
             did_not_run = not row.row_id or row.state in ("skipped", "upstream_failed")
             did_not_run |= alone and not row.try_number  # it had not run when it was cleared
+            only_cleared_alone = alone and not (changed or pulled)
             if did_not_run and not pulled and key not in self._running:
                 self.may_not_run.add(key)
-            elif (alone and not (pulled or changed)) or (task.is_teardown and not by_itself):
+            elif only_cleared_alone or (task.is_teardown and stays):  # `stays`: it was only pulled
                 self.along.add(key)
             else:
                 self._pulling |= {key, (task.task_id, None)}
