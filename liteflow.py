@@ -4108,13 +4108,15 @@ class _Resumption:
     def _keys_of_today(self, mapping: _ExpandInput, rows: Mapping[int, _Past]) -> list[str] | None:
         """The keys of the instances, or None if the plan is to expand the task (anew)."""
         sources = mapping.source_ids
-        was_expanded = any(i >= 0 and row.state != "removed" for i, row in rows.items())
-        if not any((up, None) in self._pulling or up in self._moved for up in sources):
-            with contextlib.suppress(LookupError):  # an old result that is no list
-                keys = self._keys(mapping)
-                if was_expanded or not sources or not keys:
-                    return keys
-        return None
+        if any((up, None) in self._pulling or up in self._moved for up in sources):
+            return None
+        try:
+            keys = self._keys(mapping)
+        except LookupError:  # an old result that is no list
+            return None
+        # What is mapped over results has no instances before the plan lets it run.
+        was_expanded = not sources or any(i >= 0 and x.state != "removed" for i, x in rows.items())
+        return keys if was_expanded or not keys else None
 
     def _decide(self, task: BaseOperator, is_empty: bool) -> None:
         """Decide which of the task's instances run again, and which of those pull."""
