@@ -4166,23 +4166,23 @@ class _Resumption:
             above = {up for node in teardowns for up in node.upstream if up.task.is_teardown}
             work += [x for node in work if node.task.is_setup for x in above & {*node.downstream}]
             setup_id = setup.task.task_id
-            in_step = {node.task.task_id for node in teardowns if setup.is_in_step_with(node)}
-            torn_by = [row for row in gone if setup_id in _parsed(row.above, list)]
             # A removed teardown instance in step tore down the setup of a removed element.
-            torn_by = [row for row in torn_by if row.map_index < 0 or row.task_id not in in_step]
+            in_step = {node.task.task_id for node in teardowns if setup.is_in_step_with(node)}
+            torn_by = [row for row in gone if row.map_index < 0 or row.task_id not in in_step]
+            torn_by = [row for row in torn_by if setup_id in _parsed(row.above, list)]
             for index in self._indexes[setup_id]:
                 key = setup_id, index
-                if {key, *self._beside(setup, index, work)} & self.again <= self.may_not_run:
+                inside = {key, *self._beside(setup, index, work)}
+                if not (inside & self.again) - self.may_not_run:
                     continue  # nothing in its scope is known to run again
-                ends = {*self._beside(setup, index, teardowns)}
-                self.along |= ends - self.again
-                self.again |= ends
-                torn = [*torn_by, *(self.instances[end] for end in ends)]
+                taken = {*self._beside(setup, index, teardowns)}
+                torn = [*torn_by, *(self.instances[end] for end in taken)]
                 # A teardown whose scheduler died may have begun unrecorded: "~" is after all times.
                 begun = max((past.began or ("~" if past.died else "") for past in torn), default="")
                 if begun >= (self.instances[key].ended or "~"):
-                    self.along |= {key} - self.again
-                    self.again.add(key)
+                    taken.add(key)
+                self.along |= taken - self.again
+                self.again |= taken
 
     def _beside(self, setup: _Node, index: int, nodes: Iterable[_Node]) -> Iterator[_InstanceKey]:
         """Yield the instances of these nodes in the scope of one instance of the setup."""
