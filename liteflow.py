@@ -9982,26 +9982,27 @@ def _refuse_index(run_id: str, names: Iterable[Any], known: Collection[_Instance
 def _news_of(found: _Resumption) -> list[str]:
     """Lines on what a resume keeps, adds and removes; `(n of m)` where it is not all instances."""
     totals = collections.Counter(task_id for task_id, _ in found.instances)
+    kept, skipped, new, anew, gone = [collections.Counter[str]() for _ in range(5)]
+    for row, index in [(row, i) for row, i in found.removed if row.state != "removed"]:
+        if row.task_id in found.unexpanded:
+            anew[row.task_id] += 1
+        elif row.try_number or row.task_id not in totals:  # not what never ran of today's tasks
+            gone[f"{_label_of(row.task_id, index)} {_element_text(row.preview)}".strip()] += 1
+    for key, row in found.instances.items():
+        if key not in found.again:
+            (skipped if row.state == "skipped" else kept)[row.task_id] += 1
+        elif not row.row_id and key not in found.may_not_run and row.task_id not in anew:
+            new[row.task_id] += 1
 
-    def by_task(keys: Iterable[_InstanceKey]) -> list[str]:
-        counted = collections.Counter(task_id for task_id, _ in keys)
-        return [t if n == totals[t] else f"{t} ({n} of {totals[t]})" for t, n in counted.items()]
+    def by_task(counts: Mapping[str, int]) -> list[str]:
+        return [t if n == totals[t] else f"{t} ({n} of {totals[t]})" for t, n in counts.items()]
 
-    removed = [row._replace(map_index=i) for row, i in found.removed if row.state != "removed"]
-    anew = dict.fromkeys(row.task_id for row in removed if row.task_id in found.unexpanded)
-    new = [k for k, row in found.instances.items() if not row.row_id and k[0] not in anew]
-    new = [key for key in new if key not in found.may_not_run]
-    # Instances that never ran are left out, unless their task is gone, too.
-    left = [row for row in removed if row.try_number or row.task_id not in totals]
-    left = [row for row in left if row.task_id not in anew]
-    gone = [f"{_label_of(x.task_id, x.map_index)} {_element_text(x.preview)}".strip() for x in left]
-    stay = [(k, row.state) for k, row in found.instances.items() if k not in found.again]
     news = {
-        "kept, as they succeeded": by_task(k for k, state in stay if state != "skipped"),
-        "kept, as they skipped themselves": by_task(k for k, state in stay if state == "skipped"),
+        "kept, as they succeeded": by_task(kept),
+        "kept, as they skipped themselves": by_task(skipped),
         "new in the code, will run": by_task(new),
         "mapped anew, over results to come": list(anew),
-        "gone from the code, now removed": list(dict.fromkeys(gone)),
+        "gone from the code, now removed": list(gone),
     }
     return [f"{what}: {_few(names, 10)}" for what, names in news.items() if names]
 
