@@ -9800,31 +9800,33 @@ class _Start:
         running: set[_InstanceKey] = set()
         while True:
             found = _Resumption(self.dag, self._order, rows, keys, running)
-            again = found.again - found.along
-            # The lengths of results that stay, and of `along`: what is mapped over those stays.
-            at = {k: (x.task_id, x.map_index) for k, x in found.instances.items() if k not in again}
-            kept = {key: lengths[old] for key, old in at.items() if old in lengths}
-            recorded = found.recorded()
-            # The plan takes `along` to have succeeded again, without the recorded choice of any
-            # branch among them, as that may choose something else.
-            now = {k: found.instances[k]._replace(state=_S.SUCCESS, flow=None) for k in found.along}
-            self._plan_on({**recorded, **now}, kept)
-            ready = [i for i in self.plan.instances() if i.decided and i.state is None]
-            # A task that has its instances only now was left out under the index -1.
-            starting = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
-            # A task of `along` that gave no elements may give some now, to what is mapped over it.
-            fed = {node for name, _ in found.along for node in self.plan.by_id[name].feeds}
-            starting |= {(node.task.task_id, -1) for node in fed if not self.plan.count(node)}
-            starting &= found.may_not_run
+            self._plan_on(found, lengths, on_trial=True)
+            starting = self._starting(found) & found.may_not_run
             if not starting or row.start_date is None:  # a run that never began runs whole anyway
                 if found.along:
-                    self._plan_on(recorded, kept)
+                    self._plan_on(found, lengths)
                 return found
             running |= starting
 
-    def _plan_on(self, recorded: Any, kept: Any) -> None:
+    def _plan_on(self, found: _Resumption, lengths: Any, on_trial: bool = False) -> None:
+        """Make the plan: on trial, as if `along` had succeeded again without choosing anything."""
+        recorded, again = found.recorded(), found.again - found.along
+        # The lengths of results that stay; of `along`, too, as what is mapped over them stays.
+        at = {k: (x.task_id, x.map_index) for k, x in found.instances.items() if k not in again}
+        kept = {key: lengths[old] for key, old in at.items() if old in lengths}
+        for key in found.along if on_trial else ():
+            recorded[key] = found.instances[key]._replace(state=_S.SUCCESS, flow=None)
         self.plan = _Plan(self.dag, self.logical_date, recorded, kept, self.pools, self._order)
         self.plan.settle()
+
+    def _starting(self, found: _Resumption) -> set[_InstanceKey]:
+        """What the plan on trial starts, or may start once `along` has run."""
+        ready = [i for i in self.plan.instances() if i.decided and i.state is None]
+        # A task that has its instances only now was left out under the index -1.
+        starting = {(i.task_id, index) for i in ready for index in (i.map_index, -1)}
+        # A task of `along` that gave no elements may give some now, to what is mapped over it.
+        fed = {node for name, _ in found.along for node in self.plan.by_id[name].feeds}
+        return starting | {(node.task.task_id, -1) for node in fed if not self.plan.count(node)}
 
     def _element_of(self, instance: _Instance, mapping: _ExpandInput) -> tuple[str, str | None]:
         """What a mapped instance is mapped over: a digest, and a preview for people, if any."""
