@@ -9562,8 +9562,8 @@ class _Start:
         self._caught: list[int] = []  # numbers of the signals that came to end the run
         self._stop_is_set = getattr(asked.stop, "is_set", bool)  # bool() is False: no `stop`
         self._calls: dict[str, tuple[_Call, str, _Settings]] = {}  # by task id: see `_job`
-        # By the id() of a mapping: digests, previews of results, a function for those of constants.
-        self._keys: dict[int, tuple[list[str], Any, Any]] = {}
+        # By mapping: digests, previews of results, a function for those of constants.
+        self._keys: dict[_ExpandInput, tuple[list[str], Any, Any]] = {}
         self._store: Any = None
         self._batch = _Batch()
 
@@ -9830,20 +9830,19 @@ class _Start:
 
     def _element_of(self, instance: _Instance, mapping: _ExpandInput) -> tuple[str, str | None]:
         """What a mapped instance is mapped over: a digest, and a preview for people, if any."""
-        index = instance.map_index
-        if id(mapping) not in self._keys:
+        index, known = instance.map_index, self.plan.known
+        # Made with the mapping's first instances; any that come later have the same indexes.
+        if mapping not in self._keys:
             look, row = self._store.look, self._store.run_row
-            ids = {source.task.task_id for source in instance.node.sources}
-            previews = {up_id: look(_select_item_previews, row, up_id) for up_id in ids}
+            previews = {up: look(_select_item_previews, row, up) for up in mapping.source_ids}
             # Cached: a constant stands in many combinations, and a table's repr takes milliseconds.
             of_constant = functools.lru_cache(1000)(lambda n, i: _preview(mapping.sources[n][i]))
-            keys = _element_keys(mapping, self.plan.known)
-            self._keys[id(mapping)] = keys, previews, of_constant
-        keys, previews, of_constant = self._keys[id(mapping)]
-        if index >= mapping.count(self.plan.known):  # a setup that ran again gives fewer by now
+            self._keys[mapping] = _element_keys(mapping, known), previews, of_constant
+        keys, previews, of_constant = self._keys[mapping]
+        if index >= mapping.count(known):  # a setup that ran again gives fewer by now
             return keys[index], None
         constants, results = {}, []
-        for name, (kind, *where) in mapping.elements(index, self.plan.known):
+        for name, (kind, *where) in mapping.elements(index, known):
             if kind == "constant":
                 constants[name] = of_constant(name, where[0])
             elif kind in ("item", "xcom"):
