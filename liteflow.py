@@ -3639,14 +3639,13 @@ class _Plan:
     def _begin(self) -> None:
         """Make the instances that are known now: of a mapped task as many as constants give or as
         are recorded, else one. Count the ends that a resumed run keeps, and touch all else."""
-        sizes = collections.Counter(task_id for task_id, index in self._recorded if index >= 0)
+        rows = self._recorded
+        # A row of index -1 stands for all instances of a task that is to be expanded anew.
+        sizes = collections.Counter(name for name, i in rows if i >= 0 and (name, -1) not in rows)
         for node in self.nodes:
-            task_id, count = node.task.task_id, 0
+            count = sizes[node.task.task_id] if node.sources else 0
             if node.mapping is not None and not node.sources:
                 count = node.mapping.count(self.known)
-            # A row of index -1 stands for all instances of a task that is to be expanded anew.
-            elif node.mapping is not None and (task_id, -1) not in self._recorded:
-                count = sizes[task_id]
             self._give_instances(node, count)
         kept = [i for i in self.instances() if i.state is not None]
         for instance in kept:
@@ -3655,8 +3654,7 @@ class _Plan:
             self.skip(instance, self.left_out(instance, _parsed(instance.flow, dict), strict=False))
         self._dirty.clear()  # touched in the order of the ends; touch in the tasks' order
         for node in self.nodes:
-            if node.open:
-                self._touch(node)
+            self._touch(node)
 
     def _give_instances(self, node: _Node, count: int) -> None:
         """Give the node so many mapped instances. For 0, give it one of index -1: the only one of
