@@ -8078,10 +8078,10 @@ class _Slot:
         """The worker's exit code, or None if it can't be learned within 0.5 s: from a server that
         is gone or stopped, or that hears of no child's end."""
         code, until = None, _monotonic() + 0.5
+        ask = self.server.exit_code if self.server else lambda pid: self.process.exitcode
         with contextlib.suppress(OSError, EOFError):
-            while code is None and _monotonic() < until:
-                code = self.server.exit_code(self.pid) if self.server else self.process.exitcode
-                time.sleep(0.001 if code is None else 0)
+            while (code := ask(self.pid)) is None and _monotonic() < until:
+                time.sleep(0.001)
         return code
 
     def dismiss(self) -> None:
