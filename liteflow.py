@@ -428,6 +428,8 @@ _NEXT: dict[TaskInstanceState | None, set[TaskInstanceState | None]] = {
 
 # --- Errors and states: what every section uses ---------------------------------------------------
 
+_FROZEN = hasattr(sys, "frozen")  # by PyInstaller, say: `sys.executable` runs only this program
+
 
 @functools.cache
 def _log() -> logging.Logger:
@@ -11642,7 +11644,6 @@ def _live_url(diagram: str) -> str:
 # --- Showing: text --------------------------------------------------------------------------------
 
 _LINE_SHOWN = 300  # the most characters of a line, where the last lines of an output are shown
-_FROZEN = hasattr(sys, "frozen")  # by PyInstaller, say: `sys.executable` runs only this program
 # Not `isprintable`, yet harmless: white space, some other spaces, joiners in words and emoji.
 _HARMLESS = "\n\t\xa0\u2007\u2009\u200a\u200c\u200d\u202f\u3000"
 
